@@ -1,0 +1,134 @@
+"""The ``pyramidion`` model: builds its parts from flags, and reads checkpoints of its relatives."""
+
+import logging
+from typing import Any
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.transformer import TransformerModelBase
+from torch import Tensor
+
+from deep_pyramidion.config import ARCHITECTURES, PyramidionConfig
+from deep_pyramidion.decoder import PyramidionDecoder
+from deep_pyramidion.encoder import PyramidionEncoder
+from deep_pyramidion.pooler import TopkPooler
+from deep_pyramidion.pyramid import check_widths, parse_widths, pooling_layers
+from deep_pyramidion.state_dict import upgrade_state_dict
+from fairseq_efficient.errors import UserError
+from fairseq_efficient.plugin.flat_config import nested_transformer_config
+
+logger = logging.getLogger(__name__)
+
+
+@register_model("pyramidion", dataclass=PyramidionConfig)
+class PyramidionModel(TransformerModelBase):
+    """Encoder-decoder for long documents (Pietruszka et al. 2022, arXiv 2009.05169)."""
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        gen_parser_from_dataclass(parser, PyramidionConfig(), delete_default=True)
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "PyramidionModel":
+        """Raises UserError for flags that cannot work together."""
+        nested = nested_transformer_config(cfg)
+        _check(cfg)
+        nested.pooling_widths = _widths(cfg)
+        nested.chunked = cfg.use_sparse_attn == "only_blockwise" or (
+            cfg.use_sparse_attn == "pooler" and cfg.encoder_pooling == "topk"
+        )
+        for name in ("chunk_size", "chunk_overlap", "chunk_shift", "chunk_positions", "cpu_bf16"):
+            setattr(nested, name, getattr(cfg, name))
+        nested.no_decoder_positional_embeddings = cfg.no_decoder_positional_embeddings
+        nested.pooler = {
+            "arch": str(cfg.encoder_pooling_arch),
+            "base": cfg.topk_softmax_base,
+            "base_final": cfg.topk_softmax_base_final,
+            "base_updates": cfg.topk_softmax_base_updates,
+            "flip_right": bool(cfg.flip_right),
+            "sort_back": bool(cfg.sort_back),
+            "hard_inference": cfg.hard_topk_inference,
+        }
+        return super().build_model(nested, task)
+
+    @classmethod
+    def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: Any) -> PyramidionEncoder:
+        pooler = None
+        if cfg.pooling_widths:
+            pooler = TopkPooler(cfg.encoder.embed_dim, cfg.pooling_widths, **cfg.pooler)
+            logger.info("pooling: %s tokens after encoder layers", cfg.pooling_widths)
+        return PyramidionEncoder(cfg, src_dict, embed_tokens, pooler)
+
+    @classmethod
+    def build_decoder(cls, cfg: Any, tgt_dict: Any, embed_tokens: Any) -> PyramidionDecoder:
+        return PyramidionDecoder(cfg, tgt_dict, embed_tokens)
+
+    def forward(
+        self, src_tokens: Tensor, src_lengths: Tensor | None, prev_output_tokens: Tensor, return_all_hiddens: bool = False, **kwargs: Any
+    ) -> Any:
+        """src_tokens (B, T), prev_output_tokens (B, t) -> logits (B, t, V) and extras; pads on either side."""
+        return super().forward(src_tokens, src_lengths, prev_output_tokens, return_all_hiddens=return_all_hiddens, **kwargs)
+
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        """Raises UserError for flags that need attention over source tokens while the source is pooled."""
+        for flag in ("replace_unk", "print_alignment"):
+            if getattr(cfg.generation, flag, None) is None:
+                continue
+            if self.encoder.pooler is not None:
+                raise UserError(
+                    f"--{flag.replace('_', '-')} needs attention over source tokens, but this model pools them "
+                    "(--encoder-pooling topk)"
+                )
+            self.decoder.need_attn = True
+        wants_attention = self.decoder.need_attn
+        super().prepare_for_inference_(cfg)
+        self.decoder.need_attn = wants_attention
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        super().upgrade_state_dict_named(state_dict, name)
+        upgrade_state_dict(self, state_dict, f"{name}." if name else "")
+
+
+def _check(cfg: Any) -> None:
+    for side in ("encoder", "decoder"):
+        dim, heads = getattr(cfg, f"{side}_embed_dim"), getattr(cfg, f"{side}_attention_heads")
+        if heads < 1 or dim % heads:
+            raise UserError(f"--{side}-attention-heads {heads} must divide --{side}-embed-dim {dim}")
+        if getattr(cfg, f"{side}_layers") < 1:
+            raise UserError(f"--{side}-layers must be at least 1")
+    for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
+        if not 0 <= getattr(cfg, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 0 and below 1, got {getattr(cfg, name)}")
+    if cfg.chunk_size < 1:
+        raise UserError(f"--chunk-size must be at least 1, got {cfg.chunk_size}")
+    if not 0 <= cfg.chunk_overlap <= cfg.chunk_size:
+        raise UserError(f"--chunk-overlap must be between 0 and --chunk-size {cfg.chunk_size}, got {cfg.chunk_overlap}")
+    for name in ("flip_right", "sort_back", "global_positions"):
+        if getattr(cfg, name) not in (0, 1):
+            raise UserError(f"--{name.replace('_', '-')} must be 0 or 1, got {getattr(cfg, name)}")
+    for name in ("max_source_positions", "max_target_positions"):
+        if getattr(cfg, name) < 2:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 2, got {getattr(cfg, name)}")
+
+
+def _widths(cfg: Any) -> dict[int, int]:
+    """{layer: tokens kept after it} for the layers that pool; empty without pooling."""
+    if cfg.encoder_pooling != "topk":
+        return {}
+    widths = parse_widths(cfg.enc_layers_and_token_width)
+    check_widths(widths, cfg.encoder_layers)
+    return pooling_layers(widths, cfg.max_source_positions)
+
+
+def _register_architectures() -> None:
+    for arch, values in ARCHITECTURES.items():
+
+        def fill(args: Any, values: dict[str, Any] = values) -> None:
+            for name, value in values.items():
+                if not hasattr(args, name):
+                    setattr(args, name, value)
+
+        register_model_architecture("pyramidion", arch)(fill)
+
+
+_register_architectures()

@@ -1,0 +1,3 @@
+"""Every system in one --user-dir."""
+
+import deep_pyramidion  # noqa: F401

@@ -1,0 +1,134 @@
+"""Which checkpoints are loaded: those of our systems, and of a few stock models that evaluate no string of theirs.
+
+``weights_only`` is not enough: stock fairseq builds whatever architecture a checkpoint names, and several of them (fconv, lightconv,
+wav2vec, hubert) pass strings of the stored configuration to ``eval``.
+"""
+
+import argparse
+import ast
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fairseq_efficient.errors import UserError
+
+STOCK_MODELS = ("transformer", "transformer_lm", "bart", "roberta")
+STOCK_TASKS = (
+    "translation", "translation_from_pretrained_bart", "language_modeling", "denoising", "multilingual_denoising",
+    "masked_lm", "multilingual_masked_lm", "sentence_prediction",
+)  # fmt: skip
+STOCK_CRITERIONS = ("cross_entropy", "label_smoothed_cross_entropy", "adaptive_loss", "masked_lm", "sentence_prediction")
+SYSTEMS = ("deep_pyramidion", "dynamic_pooling", "skimming", "par_search", "adaptive_span")
+
+# options that stock code passes to eval() when they are strings; a test compares the list with fairseq's source
+EVALUATED = frozenset({
+    "adam_betas", "adamax_betas", "lamb_betas", "adafactor_eps", "adaptive_softmax_cutoff", "adaptive_input_cutoff",
+    "character_filters", "conv_aggregator_layers", "conv_feature_layers", "decoder_attention", "decoder_layers", "downsample",
+    "encoder_attention", "encoder_layers", "gated_attention", "left_pad_source", "left_pad_target", "pipeline_balance",
+    "pipeline_decoder_balance", "pipeline_decoder_devices", "pipeline_devices", "pipeline_encoder_balance",
+    "pipeline_encoder_devices", "pretrained", "project_input", "self_attention", "wer_args", "xformers_att_config",
+})  # fmt: skip
+
+_trusted: set[str] = set()
+
+
+def trust(package: str) -> None:
+    """Let checkpoints name what the top-level ``package`` registers: for plugins built on ours, from their ``__init__``."""
+    _trusted.add(package.partition(".")[0])
+
+
+def check_checkpoint(state: dict[str, Any], path: str) -> None:
+    """Refuse a foreign training state before anything is built from it.
+
+    Raises:
+        UserError: no configuration; an architecture, task or criterion that is neither ours nor on the lists above; a
+            plugin that is not loaded; text where stock code would evaluate it.
+    """
+    sources = [state[key] for key in ("cfg", "args") if state.get(key) is not None]
+    if not sources:
+        raise UserError(f"checkpoint {path} refused: it stores no configuration (neither cfg nor args)")
+    for source in sources:
+        for kind, name in _names(source):
+            _check_name(kind, name, source, path)
+        for key, text in _evaluated(source):
+            if not _is_literal(text):
+                raise UserError(f"checkpoint {path} refused: fairseq would run its {key} as code: {text[:80]!r}")
+
+
+def _get(holder: Any, key: str) -> Any:
+    return holder.get(key) if isinstance(holder, dict) else getattr(holder, key, None)
+
+
+def _names(source: Any) -> Iterator[tuple[str, Any]]:
+    """(kind, name) of all that would be built: from a ``cfg`` dict of sections, or from old fairseq's flat ``args``."""
+    for kind, section, key in (("architecture", "model", "arch"), ("task", "task", "task"), ("criterion",) * 3):
+        if isinstance(source, argparse.Namespace):
+            names = [getattr(source, key, "translation" if kind == "task" else None)]
+        else:
+            part = _get(source, section)
+            names = [part] if isinstance(part, str) else [_get(part, "_name"), _get(part, key)]
+        names = [name for name in names if name is not None]
+        if not names and kind != "criterion":  # exported models need none
+            names = [None]
+        yield from ((kind, name) for name in names)
+
+
+def _check_name(kind: str, name: Any, source: Any, path: str) -> None:
+    registered, stock = _look_up(kind, name)
+    if registered is not None and (stock or _is_ours(registered.__module__)):
+        return
+    user_dir = os.path.basename(str(_get(_get(source, "common"), "user_dir") or "").rstrip("/"))
+    if registered is None and user_dir in (*SYSTEMS, "efficient_systems"):
+        raise UserError(f"checkpoint {path} needs a plugin for its {kind} {name!r}: add --user-dir {user_dir}")
+    raise UserError(f"checkpoint {path} refused: its {kind} {name!r} is neither ours nor one of the stock ones we load")
+
+
+def _look_up(kind: str, name: Any) -> tuple[Any, bool]:
+    """(registered class or None, whether it is stock and on the list)."""
+    from fairseq.criterions import CRITERION_REGISTRY
+    from fairseq.models import ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+    from fairseq.tasks import TASK_REGISTRY
+
+    if not isinstance(name, str):
+        return None, False
+    if kind == "architecture":
+        registered = ARCH_MODEL_REGISTRY.get(name) or MODEL_REGISTRY.get(name)
+        allowed = ARCH_MODEL_NAME_REGISTRY.get(name, name) in STOCK_MODELS
+    elif kind == "task":
+        registered, allowed = TASK_REGISTRY.get(name), name in STOCK_TASKS
+    else:
+        registered, allowed = CRITERION_REGISTRY.get(name), name in STOCK_CRITERIONS
+    return registered, allowed and registered is not None and registered.__module__.startswith("fairseq.")
+
+
+def _is_ours(module: str) -> bool:
+    """True for our packages (beside this one on the disk: fairseq's example is called adaptive_span too) and trusted ones."""
+    top = module.partition(".")[0]
+    if top in _trusted:
+        return True
+    file = getattr(sys.modules.get(top), "__file__", None)
+    named = top in (*SYSTEMS, "efficient_systems", "fairseq_efficient")
+    return named and file is not None and Path(file).resolve().parents[1] == Path(__file__).resolve().parents[1]
+
+
+def _evaluated(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(option, text) wherever an option that stock code evaluates holds text."""
+    if isinstance(value, str):
+        if key in EVALUATED:
+            yield key, value
+    elif isinstance(value, (dict, argparse.Namespace)):
+        for inner, part in (value if isinstance(value, dict) else vars(value)).items():
+            yield from _evaluated(part, str(inner))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _evaluated(part, key)
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,67 @@
+"""One flat dataclass with every flag of fairseq's transformer.
+
+fairseq cannot parse overrides of a registered ``TransformerConfig`` subclass (its encoder and decoder parts are nested),
+so models register a flat dataclass (``encoder_embed_dim``, ``decoder_layers`` ...) and derive the nested one in
+``build_model`` with :func:`nested_transformer_config`.
+"""
+
+import dataclasses
+from dataclasses import field, fields, make_dataclass
+from typing import Any, Optional
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models.transformer.transformer_config import (
+    DecoderConfig,
+    EncDecBaseConfig,
+    QuantNoiseConfig,
+    TransformerConfig,
+)
+
+_PARTS = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
+# strings that stock code passes to eval; paths of other models; relics of old checkpoints; features our layers replace
+_LEFT_OUT = {
+    "xformers_att_config", "layers_to_keep", "char_inputs", "relu_dropout", "export", "base_layers", "base_sublayers",
+    "base_shuffle", "no_cross_attention", "cross_self_attention", "adaptive_input", "tie_adaptive_proj",
+}  # fmt: skip
+_SAME_AS_EMBED_DIM = {"decoder_input_dim", "decoder_output_dim"}
+
+
+def _flat_fields() -> list[tuple[str, Any, Any]]:
+    flat = []
+    for outer in fields(TransformerConfig):
+        part = _PARTS.get(outer.name)
+        inner = fields(part) if part else [outer]
+        for one in inner:
+            if one.name in _LEFT_OUT or one.name == "_name":
+                continue
+            name = f"{outer.name}_{one.name}" if part else one.name
+            kind, default = one.type, one.default
+            metadata = dict(one.metadata)
+            if part:
+                metadata["help"] = f"{outer.name.replace('_', ' ')}: {metadata.get('help', one.name.replace('_', ' '))}"
+            if name in _SAME_AS_EMBED_DIM:
+                kind, default = Optional[int], None
+                metadata["help"] = f"{name.replace('_', ' ')} (default: the decoder's embedding dimension)"
+            metadata.setdefault("help", name.replace("_", " "))
+            flat.append((name, kind, field(default=default, metadata=metadata)))
+    return flat
+
+
+FlatTransformerConfig = make_dataclass("FlatTransformerConfig", _flat_fields(), bases=(FairseqDataclass,))
+FlatTransformerConfig.__module__ = __name__
+FlatTransformerConfig.__doc__ = "fairseq's ``TransformerConfig`` with the encoder's and decoder's fields written flat."
+
+
+def nested_transformer_config(cfg: Any) -> TransformerConfig:
+    """The nested ``TransformerConfig`` that fairseq's transformer modules read, from a flat config (or Namespace)."""
+    nested = TransformerConfig(encoder=EncDecBaseConfig(), decoder=DecoderConfig(), quant_noise=QuantNoiseConfig())
+    for one in dataclasses.fields(FlatTransformerConfig):
+        if one.name == "_name":
+            continue
+        value = getattr(cfg, one.name)
+        if value is None and one.name in _SAME_AS_EMBED_DIM:
+            value = cfg.decoder_embed_dim
+        part = next((p for p in _PARTS if one.name.startswith(f"{p}_")), None)
+        target = getattr(nested, part) if part else nested
+        setattr(target, one.name.removeprefix(f"{part}_") if part else one.name, value)
+    return nested

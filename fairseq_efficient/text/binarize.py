@@ -1,0 +1,81 @@
+"""Fairseq's memory-mapped token files, written as a stream without importing fairseq."""
+
+import array
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.pool import Pool
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_CODES = {np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
+
+
+def token_dtype(types: int) -> np.dtype:
+    """The smallest integer fairseq uses for a dictionary of this size."""
+    return np.dtype(np.uint16) if types < 65500 else np.dtype(np.int32)
+
+
+class TokenWriter:
+    """Writes ``PREFIX.bin`` item by item and ``PREFIX.idx`` on leaving the context."""
+
+    def __init__(self, prefix: Path, dtype: np.dtype) -> None:
+        self.prefix, self.dtype = prefix, dtype
+        self.sizes = array.array("i")
+
+    def __enter__(self) -> "TokenWriter":
+        self._file = open(f"{self.prefix}.bin", "wb")  # noqa: SIM115 - closed in __exit__
+        return self
+
+    def add(self, tokens: np.ndarray) -> None:
+        """Append one item, 1-D integers of the writer's dtype, EOS included."""
+        if tokens.dtype != self.dtype:
+            raise TypeError(f"{tokens.dtype} given, {self.dtype} expected")
+        self._file.write(tokens.tobytes())
+        self.sizes.append(len(tokens))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        if kind is not None:
+            return
+        sizes = np.frombuffer(self.sizes, dtype=np.int32) if len(self.sizes) else np.zeros(0, np.int32)
+        ends = np.cumsum(sizes, dtype=np.int64) * self.dtype.itemsize
+        pointers = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
+        with open(f"{self.prefix}.idx", "wb") as index:
+            index.write(_MAGIC + struct.pack("<QBQ", 1, _CODES[self.dtype], len(sizes)))
+            index.write(sizes.tobytes() + pointers.tobytes())
+
+
+def bounded_map(pool: Pool | None, work: Callable[[In], Out], items: Iterable[In], ahead: int = 16) -> Iterator[Out]:
+    """``map`` over a pool, in order, never more than ``ahead`` items in flight; without a pool, plain ``map``."""
+    if pool is None:
+        yield from map(work, items)
+        return
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(pool.apply_async(work, (item,)))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().get()
+    while waiting:
+        yield waiting.popleft().get()
+
+
+def batched(items: Iterable[In], characters: int, size_of: Callable[[In], int]) -> Iterator[list[In]]:
+    """Lists of items of at least ``characters`` characters together (the last may be smaller)."""
+    batch: list[In] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size_of(item)
+        if total >= characters:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,81 @@
+"""Reading text that strangers wrote: bounded lines, strict UTF-8, and the place of every mistake."""
+
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from fairseq_efficient.errors import UserError
+
+MAX_LINE_BYTES = 64 * 2**20
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document and its summary. ``target`` holds parts of the summary; ``sentences`` says that each is a sentence."""
+
+    where: str
+    source: str
+    target: tuple[str, ...]
+    sentences: bool = False
+    where_target: str = ""  # if the summary comes from another file
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A line that cannot be used: where it is and why."""
+
+    where: str
+    why: str
+
+    def error(self) -> UserError:
+        return UserError(f"{self.where}: {self.why}")
+
+
+@dataclass(frozen=True)
+class Line:
+    where: str
+    text: str
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """Open a plain, .gz, .xz or .bz2 file; UserError if it is missing or unreadable."""
+    try:
+        return cast(BinaryIO, _OPENERS.get(path.suffix, open)(path, "rb"))
+    except OSError as err:
+        raise UserError(f"{path}: {err.strerror or err}") from None
+
+
+def decode_line(raw: bytes, where: str) -> Line | Bad:
+    """Text of one raw line without its line end; Bad for NUL and for what is not UTF-8."""
+    raw = raw.rstrip(b"\r\n")
+    if b"\0" in raw:
+        return Bad(where, "contains a NUL character")
+    try:
+        return Line(where, raw.decode("utf-8"))
+    except UnicodeDecodeError as err:
+        return Bad(where, f"not UTF-8 (byte {raw[err.start]:#04x} at column {err.start + 1})")
+
+
+def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Line | Bad]:
+    """Lines of a text file, numbered from 1. A leading BOM, CRLF and a missing last line end are fine.
+
+    Raises UserError if the file is missing, a broken archive, or has a line of more than ``max_bytes``.
+    """
+    number = 0
+    with open_binary(path) as stream:
+        try:
+            while raw := stream.readline(max_bytes + 1):
+                number += 1
+                if len(raw) > max_bytes:
+                    raise UserError(f"{path}:{number}: the line is longer than {max_bytes / 2**20:.0f} MB")
+                if number == 1:
+                    raw = raw.removeprefix(b"\xef\xbb\xbf")
+                yield decode_line(raw, f"{path}:{number}")
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as err:
+            raise UserError(f"{path}: broken after line {number}: {err}") from None

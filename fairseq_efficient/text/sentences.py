@@ -1,0 +1,96 @@
+"""Sentence ends as a symbol: splitting, marking, unmarking. Rules only, nothing to download.
+
+A marked text is ``First sentence.<q> Second one.``: :data:`SENTENCE_MARK` glued to the sentence it ends, so that a
+sentencepiece model that knows the mark spends one piece on it and still sees the next word as the start of a word.
+"""
+
+import re
+
+SENTENCE_MARK = "<q>"
+
+# Words whose full stop does not end a sentence. HARD: never. SOFT: only if a usual first word of a sentence follows.
+_HARD = frozenset(
+    "mr mrs ms dr prof st jr sr fig figs eq eqs ref refs tab tabs sec sect chap vol vols no nos pp ed eds approx ca "
+    "cf vs viz resp e.g i.e eg ie spp sp subsp var gen col capt lt dept univ assoc proc trans conf symp".split()
+)
+_NUMBERED = frozenset("no nos p pp vol vols ed eds sec sp var col gen st".split())  # abbreviations only before a number/name
+_SOFT = frozenset("al etc inc ltd co corp u.s u.k u.n ph.d m.d b.c a.d a.m p.m".split())
+_STARTERS = frozenset(
+    "a an the this that these those we i it our he she they their his her its in on at by for from to with without "
+    "here there however moreover furthermore thus therefore hence although though while when where because since if "
+    "as after before during both all some many most no not each one two first second finally additionally also but and "
+    "results background conclusion conclusions methods recently previously unlike".split()
+)
+_END = re.compile(r"""[.!?…]+["'”’)\]]*(?=\s)|[。！？]+["'”’」』）]*""")
+_LAST_WORD = re.compile(r"(\S+)$")
+_NEXT = re.compile(r"""\s*["'“‘(\[]*(\S+)""")
+
+
+def _uncased(text: str) -> bool:
+    """True if sentences do not start with capitals here (lower-cased corpora)."""
+    starts = re.findall(r"[.!?]\s+([^\W\d_])", text)
+    return bool(starts) and sum(c.isupper() for c in starts) * 5 < len(starts)
+
+
+def _follows_abbreviation(before: str, following: str) -> bool:
+    """True if the full stop at the end of ``before`` belongs to an abbreviation or an initial."""
+    match = _LAST_WORD.search(before)
+    word = match.group(1).lstrip("([{\"'“‘") if match else ""
+    low = word.lower()
+    if low in _NUMBERED:
+        return following[:1].isdigit() or (low == "st" and following[:1].isupper())
+    if low in _HARD:
+        return True
+    first = following.rstrip(".,;:!?").lower()
+    if low in _SOFT:
+        return first not in _STARTERS
+    if len(word) == 1 and word.isalpha():  # an initial: J. Smith, A. B. Smith; but "vitamin C. We ..."
+        previous = before[: -len(word)].rstrip()[-1:] if len(before) > 1 else ""
+        tail = before[: -len(word)].split()
+        known = not tail or previous in ".,&" or tail[-1][:1].isupper() or tail[-1] in ("by", "and", "with")
+        return (known or word.islower()) and first not in _STARTERS - {"a", "i"}
+    return bool(re.fullmatch(r"(?:[a-z]\.)+[a-z]", low)) and first not in _STARTERS  # i.v, e.coli-like chains
+
+
+def _split_line(line: str, uncased: bool) -> list[str]:
+    sentences, start = [], 0
+    for match in _END.finditer(line):
+        following = _NEXT.match(line, match.end())
+        if following is None:
+            continue
+        word, mark = following.group(1), match.group(0)
+        if mark[0] not in "。！？":
+            if word[0].islower() and not uncased:
+                continue
+            if mark[0] == "." and mark[:2] != ".." and _follows_abbreviation(line[start : match.start()], word):
+                continue
+        sentences.append(line[start : match.end()].strip())
+        start = match.end()
+    sentences.append(line[start:].strip())
+    return [sentence for sentence in sentences if sentence]
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of a plain text, in order; a line break always ends one. Empty for a blank text."""
+    uncased = _uncased(text)
+    return [sentence for line in text.splitlines() for sentence in _split_line(line.strip(), uncased)]
+
+
+def mark_sentences(sentences: list[str]) -> str:
+    """``["A.", "B."]`` -> ``A.<q> B.``"""
+    return f"{SENTENCE_MARK} ".join(sentences)
+
+
+def unmark_sentences(text: str) -> list[str]:
+    """The sentences of a marked text (blank ones dropped); a text without marks is one sentence."""
+    return [part.strip() for part in text.split(SENTENCE_MARK) if part.strip()]
+
+
+def sentences_of(text: str) -> list[str]:
+    """Sentences by marks where there are any, by rules otherwise."""
+    return unmark_sentences(text) if SENTENCE_MARK in text else split_sentences(text)
+
+
+def plain(text: str) -> str:
+    """A marked text without its marks, on one line."""
+    return " ".join(text.replace(SENTENCE_MARK, " ").split())

@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""Compare ours with a recording of a published implementation: prints the largest absolute difference of each quantity.
+
+Exit status 0: all within tolerance; 1: some are not; 2: not a recording we know.
+"""
+
+import argparse
+import pickle
+from pathlib import Path
+
+import torch
+
+from deep_pyramidion import recording as pyramidion
+from fairseq_efficient.errors import UserError, run_main
+
+CHECKS = {**pyramidion.CHECKS}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", nargs="+", metavar="FILE.pt", help="recording written by torch.save, with a 'kind'")
+    failed = 0
+    for name in parser.parse_args().file:
+        recording = read(Path(name))
+        check = CHECKS.get(recording.get("kind")) if isinstance(recording, dict) else None
+        if check is None:
+            kind = recording.get("kind") if isinstance(recording, dict) else type(recording).__name__
+            raise UserError(f"{name}: kind {kind!r} is not one of {', '.join(sorted(CHECKS))}")
+        print(f"{Path(name).name} ({recording['kind']})")
+        count = 0
+        for quantity in check(recording):
+            count += 1
+            failed += not quantity.within
+            verdict = "ok  " if quantity.within else "FAIL"
+            print(f"  {verdict} {quantity.name}: largest difference {quantity.largest:.3g} (tolerance {quantity.tolerance})")
+        if not count:
+            raise UserError(f"{name}: the recording holds nothing to compare")
+    print("all within tolerance" if not failed else f"{failed} quantities differ")
+    return 1 if failed else 0
+
+
+def read(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as err:
+        raise UserError(f"{path}: not a readable recording ({' '.join(str(err).split())[:200]})") from None
+
+
+if __name__ == "__main__":
+    run_main(main)
