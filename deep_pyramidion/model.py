@@ -15,7 +15,7 @@ from deep_pyramidion.pooler import TopkPooler
 from deep_pyramidion.pyramid import check_widths, parse_widths, pooling_layers
 from deep_pyramidion.state_dict import upgrade_state_dict
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.plugin.flat_config import nested_transformer_config
+from fairseq_efficient.plugin.flat_config import complete_config, nested_transformer_config
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,9 @@ class PyramidionModel(TransformerModelBase):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "PyramidionModel":
         """Raises UserError for flags that cannot work together."""
-        nested = nested_transformer_config(cfg)
+        cfg = complete_config(cfg, PyramidionConfig)
         _check(cfg)
+        nested = nested_transformer_config(cfg)
         nested.pooling_widths = _widths(cfg)
         nested.chunked = cfg.use_sparse_attn == "only_blockwise" or (
             cfg.use_sparse_attn == "pooler" and cfg.encoder_pooling == "topk"

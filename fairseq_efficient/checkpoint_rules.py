@@ -1,7 +1,7 @@
-"""Which checkpoints are loaded: those of our systems, and of a few stock models that evaluate no string of theirs.
+"""Which checkpoints are loaded: those of our systems and of a few stock models.
 
-``weights_only`` is not enough: stock fairseq builds whatever architecture a checkpoint names, and several of them (fconv, lightconv,
-wav2vec, hubert) pass strings of the stored configuration to ``eval``.
+``weights_only`` is not enough: stock fairseq builds whatever architecture a checkpoint names, and several of them
+(fconv, lightconv, wav2vec, hubert) pass strings of the stored configuration to ``eval``.
 """
 
 import argparse
@@ -19,23 +19,26 @@ STOCK_TASKS = (
     "translation", "translation_from_pretrained_bart", "language_modeling", "denoising", "multilingual_denoising",
     "masked_lm", "multilingual_masked_lm", "sentence_prediction",
 )  # fmt: skip
-STOCK_CRITERIONS = ("cross_entropy", "label_smoothed_cross_entropy", "adaptive_loss", "masked_lm", "sentence_prediction")
+STOCK_CRITERIONS = (
+    "cross_entropy", "label_smoothed_cross_entropy", "adaptive_loss", "masked_lm", "sentence_prediction",
+)  # fmt: skip
 SYSTEMS = ("deep_pyramidion", "dynamic_pooling", "skimming", "par_search", "adaptive_span")
 
 # options that stock code passes to eval() when they are strings; a test compares the list with fairseq's source
 EVALUATED = frozenset({
-    "adam_betas", "adamax_betas", "lamb_betas", "adafactor_eps", "adaptive_softmax_cutoff", "adaptive_input_cutoff",
-    "character_filters", "conv_aggregator_layers", "conv_feature_layers", "decoder_attention", "decoder_layers", "downsample",
-    "encoder_attention", "encoder_layers", "gated_attention", "left_pad_source", "left_pad_target", "pipeline_balance",
-    "pipeline_decoder_balance", "pipeline_decoder_devices", "pipeline_devices", "pipeline_encoder_balance",
-    "pipeline_encoder_devices", "pretrained", "project_input", "self_attention", "wer_args", "xformers_att_config",
+    "adafactor_eps", "adam_betas", "adamax_betas", "adaptive_input_cutoff", "adaptive_softmax_cutoff",
+    "character_filters", "conv_aggregator_layers", "conv_feature_layers", "decoder_attention", "decoder_layers",
+    "downsample", "encoder_attention", "encoder_layers", "gated_attention", "lamb_betas", "left_pad_source",
+    "left_pad_target", "pipeline_balance", "pipeline_decoder_balance", "pipeline_decoder_devices", "pipeline_devices",
+    "pipeline_encoder_balance", "pipeline_encoder_devices", "pretrained", "project_input", "self_attention",
+    "wer_args", "xformers_att_config",
 })  # fmt: skip
 
 _trusted: set[str] = set()
 
 
 def trust(package: str) -> None:
-    """Let checkpoints name what the top-level ``package`` registers: for plugins built on ours, from their ``__init__``."""
+    """Let checkpoints name what the top-level ``package`` registers; for the ``__init__`` of plugins built on ours."""
     _trusted.add(package.partition(".")[0])
 
 
@@ -104,7 +107,9 @@ def _look_up(kind: str, name: Any) -> tuple[Any, bool]:
 
 
 def _is_ours(module: str) -> bool:
-    """True for our packages (beside this one on the disk: fairseq's example is called adaptive_span too) and trusted ones."""
+    """True for trusted packages and for ours, which stand beside this one (fairseq's example is an adaptive_span
+    too).
+    """
     top = module.partition(".")[0]
     if top in _trusted:
         return True

@@ -52,7 +52,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     except (FileNotFoundError, PermissionError, IsADirectoryError) as err:
         raise UserError(f"checkpoint {path}: {err.strerror}") from None
     except Exception as err:  # a damaged file fails in every way a parser can fail
-        forbidden = re.search(r"Unsupported (?:global|class|type)[^.]*?(?:GLOBAL )?([\w.]+\.\w+)", str(err))
+        forbidden = re.search(r"GLOBAL (\S+)", str(err))
         if forbidden:
             raise UserError(f"checkpoint {path} refused: it holds {forbidden[1]}, which is not plain data") from None
         raise UnreadableCheckpoint(path, _reason(err)) from None
@@ -88,7 +88,8 @@ def _zip_damage(path: str) -> str | None:
 
 
 def read_or_fall_back(path: str) -> tuple[str, dict[str, Any]]:
-    """``(path, state)``; a damaged ``checkpoint_last*.pt`` is replaced by the newest readable one beside it, with a warning.
+    """``(path, state)``; instead of a damaged ``checkpoint_last*.pt`` the newest readable one beside it, with a
+    warning.
 
     Raises:
         UserError: damaged, and another file was asked for by name (using other weights in silence would be a lie), or
@@ -107,7 +108,7 @@ def read_or_fall_back(path: str) -> tuple[str, dict[str, Any]]:
 
 
 def newest_readable(path: str) -> tuple[str, dict[str, Any]] | None:
-    """The readable checkpoint with most updates in ``path``'s folder (same suffix, e.g. ``-shard0``), except ``path``."""
+    """The other readable checkpoint with most updates in ``path``'s folder, of the same suffix (as ``-shard0``)."""
     folder, name = os.path.split(path)
     known = re.fullmatch(_NAME + r"(?P<suffix>.*)\.pt", name)
     pattern = re.compile(_NAME + re.escape(known["suffix"] if known else "") + r"\.pt")
@@ -130,7 +131,7 @@ def _age(path: str) -> tuple[int, float]:
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[BinaryIO]:
-    """A file to write that takes ``path``'s place at the end, when it is whole and on the disk; on any error it is removed.
+    """A file to write that takes ``path``'s place when it is whole and on the disk, and is removed on any error.
 
     Raises:
         OSError: as the write raised it, naming ``path``, which is as it was before.
@@ -179,7 +180,7 @@ def atomic_copy(source: str, target: str) -> None:
 
 
 def atomic_save(state: Any, path: str) -> None:
-    """``torch.save`` through :func:`replacing`; numpy numbers in the bookkeeping become Python's, which can be read back."""
+    """``torch.save`` through :func:`replacing`; numpy's numbers in the bookkeeping become Python's, to be read back."""
     if isinstance(state, dict):
         bookkeeping = ("cfg", "task_state", "extra_state", "optimizer_history")
         state = {k: plain(v) if k in bookkeeping else v for k, v in state.items()}
@@ -188,7 +189,8 @@ def atomic_save(state: Any, path: str) -> None:
     with torch.serialization.safe_globals([argparse.Namespace]):
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     if unsafe:
-        logger.error(f"checkpoint {path} cannot be loaded again: a task or criterion stored {', '.join(sorted(unsafe))}")
+        what = ", ".join(sorted(unsafe))
+        logger.error(f"checkpoint {path} cannot be loaded again: a task or criterion stored {what}")
 
 
 def plain(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """Repairs of fairseq 0.12.3 on modern Python, torch and numpy, and of its handling of checkpoints and mistakes.
 
-``apply()`` is the first call in every system's ``__init__`` (before anything registers) and in ``fairseq_efficient.plugin``. Each
-repair is one function that says what is wrong and is applied once, where the fault is present. Checks of the command line
-are in :mod:`fairseq_efficient.compat_cli`.
+``apply()`` is the first call in every system's ``__init__``, before anything registers, and in
+``fairseq_efficient.plugin``. Each repair is one function that says what is wrong; it is made once, and only where the
+fault is present.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,33 +27,33 @@ _MARK = "_fairseq_efficient"
 
 
 def apply() -> None:
-    """Repair fairseq in this process; calling it again changes nothing.
+    """Repair fairseq in this process; a second call changes nothing.
 
     Raises:
         UserError: torch is too old to read a checkpoint safely.
     """
-    compat_cli.present_errors()
+    present_errors()
     require_torch(torch.__version__)
+    silence_deprecations()
     restore_numpy_names()
     read_checkpoints_safely()
     write_checkpoints_atomically()
     name_what_does_not_fit()
     broadcast_plain_state()
-    compat_cli.check_commands(patch)
+    check_commands()
 
 
-def patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     """Replace ``owner.name`` by ``make(stock)``, once."""
     stock = getattr(owner, name)
     if not getattr(stock, _MARK, False):
-        ours = make(stock)
-        functools.update_wrapper(ours, stock)
+        ours = functools.wraps(stock)(make(stock))
         setattr(ours, _MARK, True)
         setattr(owner, name, staticmethod(ours) if isinstance(vars(owner).get(name), staticmethod) else ours)
 
 
 class _Overlay(types.ModuleType):
-    """What one fairseq module sees under a module's name: a few names of ours first, then the real module's."""
+    """What one fairseq module sees under another module's name: a few names of ours, else the real ones."""
 
     def __init__(self, real: types.ModuleType, **names: Any):
         super().__init__(real.__name__)
@@ -62,32 +63,68 @@ class _Overlay(types.ModuleType):
         return getattr(self._real, name)
 
 
+def present_errors() -> None:
+    """Mistakes of the user end in a traceback and status 1: show one line and exit with 2.
+
+    An ``excepthook``, because generate does not go through ``distributed.utils.call_main``, and a plugin can fail to
+    import before it. Under ``fairseq-hydra-train`` hydra catches all, so there it is the getter of hydra's job
+    result.
+    """
+    from hydra.core.utils import JobReturn, JobStatus
+
+    compat_cli.install_excepthook()
+    stock: Any = JobReturn.return_value
+    if getattr(stock.fget, _MARK, False):
+        return
+
+    def return_value(self: Any) -> Any:
+        if self.status == JobStatus.FAILED:
+            compat_cli.exit_if_user_error(self._return_value)
+        return stock.fget(self)
+
+    setattr(return_value, _MARK, True)
+    JobReturn.return_value = property(return_value, stock.fset)  # type: ignore[method-assign,assignment]
+
+
 def require_torch(version: str) -> None:
-    """Before torch 2.10 a crafted file could run code under ``weights_only`` (CVE-2025-32434) or corrupt the heap (CVE-2026-24747)."""
+    """Reading a crafted file with an older torch runs code (CVE-2025-32434) or corrupts the heap (CVE-2026-24747)."""
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_TORCH:
-        raise UserError(f"torch {version} is installed; fairseq-efficient needs torch >= 2.10 (older ones load checkpoints unsafely)")
+        raise UserError(f"torch {version} is installed, torch >= 2.10 is needed (older ones read checkpoints unsafely)")
 
 
 def restore_numpy_names() -> None:
-    """numpy 1.24 removed ``np.int`` and ``np.float``, which three lines of fairseq still use.
+    """numpy 1.24 removed ``np.float``, which the dynamic CRF layer of fairseq still uses.
 
-    Only those modules see them again: numpy itself stays as it is, for libraries that look whether a name exists.
+    Only that module sees it again; numpy itself stays as it is, for libraries that look whether a name exists.
+    ``np.int`` in ``data_utils`` is left alone: that branch next calls ``Generator.randint``, which never existed.
     """
-    if hasattr(numpy, "int") and hasattr(numpy, "float"):
-        return
-    from fairseq.data import data_utils
     from fairseq.modules import dynamic_crf_layer
 
-    for module in (data_utils, dynamic_crf_layer):
-        if not isinstance(module.np, _Overlay):
-            module.np = _Overlay(numpy, int=int, float=float)
+    if not hasattr(dynamic_crf_layer.np, "float"):
+        dynamic_crf_layer.np = _Overlay(numpy, float=float)
+
+
+def silence_deprecations() -> None:
+    """fairseq's old hydra and torch calls warn some ten times per command, in paragraphs that bury a real message."""
+    for message in (
+        r"\s*The version_base parameter is not specified",
+        r"\s*'config' is validated against ConfigStore schema",
+        r"\s*The strict flag in the compose API is deprecated",
+        r"hydra\.experimental\.\w+\(\) is no longer experimental",
+        r"In '.*': Usage of deprecated keyword in package header",
+        r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated",
+        r"'pin_memory' argument is set as true but no accelerator is found",
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def read_checkpoints_safely() -> None:
-    """Stock code reads with torch's default, which an environment variable switches off, refuses its own older checkpoints
-    (``argparse.Namespace``), builds any architecture a file names, and dies without naming a damaged file.
+    """Stock reads with torch's default, which an environment variable makes unsafe; it refuses its own older
+    checkpoints (``argparse.Namespace``), builds any architecture that a file names, and does not say which file is
+    damaged.
 
-    ``fairseq.checkpoint_utils`` calls ``torch.load(file, ...)`` in two places; there alone it now is :func:`_load`.
+    ``fairseq.checkpoint_utils`` calls ``torch.load(file, ...)`` in two places; in that module it now means
+    :func:`_load`.
     """
     from fairseq import checkpoint_utils
 
@@ -102,14 +139,15 @@ def _load(file: Any, **_: Any) -> dict[str, Any]:
 
 
 def write_checkpoints_atomically() -> None:
-    """Stock ``checkpoint_best`` and ``checkpoint_last`` are copied in place (a crash leaves half a file), the first write is not
-    flushed to the disk before its rename, and a full disk leaves ``*.tmp`` behind."""
+    """``checkpoint_best`` and ``checkpoint_last`` are copied in place (a crash leaves half a file), the first write
+    is not flushed to the disk before its rename, and a full disk leaves ``*.tmp`` behind.
+    """
     from fairseq import checkpoint_utils
     from fairseq.file_io import PathManager
 
     def make_copy(stock: Any) -> Any:
-        def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
-            if PathManager.path_requires_pathmanager(src_path) or PathManager.path_requires_pathmanager(dst_path):
+        def copy(src_path: str, dst_path: str, overwrite: bool = False) -> Any:
+            if any(PathManager.path_requires_pathmanager(path) for path in (src_path, dst_path)):
                 return stock(src_path, dst_path, overwrite=overwrite)
             checkpoints.atomic_copy(src_path, dst_path)
             return True
@@ -119,25 +157,28 @@ def write_checkpoints_atomically() -> None:
     def make_save(stock: Any) -> Any:
         def torch_persistent_save(obj: Any, filename: str, async_write: bool = False) -> None:
             if async_write or PathManager.path_requires_pathmanager(filename):
-                stock(obj, filename, async_write=async_write)
-            else:
-                checkpoints.atomic_save(obj, filename)
+                return stock(obj, filename, async_write=async_write)
+            checkpoints.atomic_save(obj, filename)
 
         return torch_persistent_save
 
-    patch(PathManager, "copy", make_copy)
-    patch(checkpoint_utils, "torch_persistent_save", make_save)
+    _patch(PathManager, "copy", make_copy)
+    _patch(checkpoint_utils, "torch_persistent_save", make_save)
 
 
 def name_what_does_not_fit() -> None:
-    """Stock says "please ensure that the architectures match"; say which key, with both shapes. A ``--restore-file`` that does not
-    exist starts a new training in silence; say so, unless it is a ``checkpoint_last`` (the first start of a resumed job)."""
+    """Stock says "please ensure that the architectures match": say which key, with both shapes.
+
+    Stock starts anew, in silence, when ``--restore-file`` does not exist: say so, unless it is a ``checkpoint_last``,
+    which the first start of a restarted job does not find.
+    """
     from fairseq import checkpoint_utils
+    from fairseq.file_io import PathManager
     from fairseq.trainer import Trainer
 
     def make_trainer_load(stock: Any) -> Any:
         def load_checkpoint(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
-            if not os.path.basename(filename).startswith("checkpoint_last") and not _exists(filename):
+            if not os.path.basename(filename).startswith("checkpoint_last") and not PathManager.isfile(filename):
                 raise UserError(f"checkpoint {filename} does not exist (--restore-file, --finetune-from-model)")
             with _explained(filename):
                 return stock(self, filename, *args, **kwargs)
@@ -151,14 +192,8 @@ def name_what_does_not_fit() -> None:
 
         return load_model_ensemble_and_task
 
-    patch(Trainer, "load_checkpoint", make_trainer_load)
-    patch(checkpoint_utils, "load_model_ensemble_and_task", make_ensemble_load)
-
-
-def _exists(path: str) -> bool:
-    from fairseq.file_io import PathManager
-
-    return bool(PathManager.isfile(path))
+    _patch(Trainer, "load_checkpoint", make_trainer_load)
+    _patch(checkpoint_utils, "load_model_ensemble_and_task", make_ensemble_load)
 
 
 @contextlib.contextmanager
@@ -167,7 +202,7 @@ def _explained(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as err:
-        inner = err if type(err) is not Exception else err.__context__  # the trainer wraps all in a bare Exception
+        inner = err.__context__ if type(err) is Exception else err  # the trainer wraps all in a bare Exception
         text = str(inner)
         if isinstance(inner, UserError):
             raise inner from None
@@ -175,36 +210,36 @@ def _explained(path: str) -> Iterator[None]:
             raise UserError(f"checkpoint {path} does not fit this model: {describe_mismatch(text)}") from None
         if isinstance(inner, AssertionError) and "--reset-optimizer" in text:
             raise UserError(f"checkpoint {path}: {text}") from None
-        if isinstance(inner, OSError) and text.startswith("Model file not found"):
+        if isinstance(inner, OSError) and text.startswith("Model file not found: "):
             raise UserError(f"checkpoint {text.partition(': ')[2]} does not exist (--path)") from None
         raise
 
 
-def describe_mismatch(text: str) -> str:
-    """The first wrong key in torch's report of ``load_state_dict``, with both shapes, and how many more there are."""
-    sizes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\((.*?)\).*?torch\.Size\((.*?)\)", text)
-    lists = {
-        word: re.findall(r'"([^"]+)"', found[1])
-        for word in ("Missing", "Unexpected")
-        if (found := re.search(rf"{word} key\(s\) in state_dict: (.*)", text))
-    }
-    count = len(sizes) + sum(len(keys) for keys in lists.values())
+def describe_mismatch(report: str) -> str:
+    """The first wrong key in torch's report of ``load_state_dict``, with both shapes, and how many keys differ."""
+    sizes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\((.*?)\).*?torch\.Size\((.*?)\)", report)
+    keys = {}
+    for kind in ("Missing", "Unexpected"):
+        found = re.search(rf"{kind} key\(s\) in state_dict: (.*)", report)
+        keys[kind] = re.findall(r'"([^"]+)"', found[1]) if found else []
     if sizes:
-        key, ours, theirs = sizes[0][0], sizes[0][2], sizes[0][1]
-        what = f"{key} has shape {theirs} in the file and {ours} in the model"
-    elif lists.get("Missing"):
-        what = f"the file has no {lists['Missing'][0]}"
-    elif lists.get("Unexpected"):
-        what = f"the model has no {lists['Unexpected'][0]}"
+        what = f"{sizes[0][0]} has shape {sizes[0][1]} in the file and {sizes[0][2]} in the model"
+    elif keys["Missing"]:
+        what = f"the file has no {keys['Missing'][0]}"
+    elif keys["Unexpected"]:
+        what = f"the model has no {keys['Unexpected'][0]}"
     else:
-        return " ".join(text.split())[:300]
-    more = f" ({count} keys differ)" if count > 1 else ""
-    return f"{what}{more}; use the --arch, sizes and dictionaries it was trained with"
+        return " ".join(report.split())[:300]
+    count = len(sizes) + len(keys["Missing"]) + len(keys["Unexpected"])
+    differ = f" ({count} keys differ)" if count > 1 else ""
+    return f"{what}{differ}; give the --arch, sizes and dictionaries it was trained with"
 
 
 def broadcast_plain_state() -> None:
-    """Resuming on two ranks sends the state by ``torch.save`` and ``torch.load``, whose default since torch 2.6 refuses fairseq's own
-    placeholder of a tensor, ``argparse.Namespace`` and ``DictConfig``: allow the first two, send the last as a dict."""
+    """Resuming on two ranks sends the state through ``torch.load``, which since torch 2.6 refuses fairseq's
+    placeholder of a tensor, ``argparse.Namespace`` and ``DictConfig``: allow the first two and send the last as a
+    dict.
+    """
     from fairseq.distributed import utils
     from omegaconf import OmegaConf
 
@@ -217,4 +252,40 @@ def broadcast_plain_state() -> None:
 
         return broadcast_object
 
-    patch(utils, "broadcast_object", make_broadcast)
+    _patch(utils, "broadcast_object", make_broadcast)
+
+
+def check_commands() -> None:
+    """Stock ends deep inside (``--fp16 --cpu``), trains twice into one folder (torchrun on the CPU), or "is done"
+    after no update (``--lr -1``): look at the values when they are parsed, and at hydra's when they reach the
+    trainer.
+    """
+    from fairseq import options, tasks
+    from fairseq.trainer import Trainer
+
+    def make_parse(stock: Any) -> Any:
+        def parse_args_and_arch(*args: Any, **kwargs: Any) -> Any:
+            parsed = stock(*args, **kwargs)
+            compat_cli.check_arguments(parsed[0] if isinstance(parsed, tuple) else parsed)
+            return parsed
+
+        return parse_args_and_arch
+
+    def make_trainer(stock: Any) -> Any:
+        def __init__(self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
+            compat_cli.check_config(cfg)
+            stock(self, cfg, *args, **kwargs)
+
+        return __init__
+
+    def make_setup(stock: Any) -> Any:
+        def setup_task(cfg: Any, **kwargs: Any) -> Any:
+            if not kwargs.get("from_checkpoint"):
+                compat_cli.check_data(getattr(cfg, "data", None))
+            return stock(cfg, **kwargs)
+
+        return setup_task
+
+    _patch(options, "parse_args_and_arch", make_parse)
+    _patch(Trainer, "__init__", make_trainer)
+    _patch(tasks, "setup_task", make_setup)

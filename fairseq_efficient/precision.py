@@ -1,7 +1,7 @@
 """bfloat16 on the CPU, behind our model flag ``--cpu-bf16``.
 
-fairseq's ``--bf16`` and ``--fp16`` convert the whole model and need a GPU; ``torch.autocast`` keeps fp32 weights and runs the matrix
-products in bf16, which current CPUs do several times faster.
+fairseq's ``--bf16`` and ``--fp16`` convert the whole model and need a GPU; ``torch.autocast`` keeps fp32 weights and
+runs the matrix products in bf16, which current CPUs do several times faster.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import torch
 def cpu_bf16_autocast(enabled: bool, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """``torch.autocast('cpu', bfloat16)`` when ``enabled`` and ``device`` is the CPU, else a context that does nothing.
 
-    Sums that must stay fp32 (scores, gates, counts) are computed under ``torch.autocast(device.type, enabled=False)`` by their owner.
+    What must stay fp32 (scores, gates, counts) its owner computes under ``torch.autocast(device.type, enabled=False)``.
     """
     if enabled and device.type == "cpu":
         return torch.autocast("cpu", dtype=torch.bfloat16)

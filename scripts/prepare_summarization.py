@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +39,43 @@ fairseq-train and fairseq-generate as the data folder.
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("destination", type=Path, metavar="DEST", help="folder to make")
     inputs = parser.add_argument_group("inputs")
     inputs.add_argument("--corpus", metavar="NAMES", help="built-in corpora, comma-separated")
-    inputs.add_argument("--split", action="append", default=[], metavar="NAME=FILE", help="a split and its file; repeatable")
+    inputs.add_argument(
+        "--split", action="append", default=[], metavar="NAME=FILE", help="a split and its file; repeatable"
+    )
     inputs.add_argument("--geval", type=Path, metavar="FOLDER", help="a GEval challenge folder")
     inputs.add_argument("--source", action="append", default=[], metavar="[NAME=]FILE", help="documents, one a line")
     inputs.add_argument("--target", action="append", default=[], metavar="[NAME=]FILE", help="summaries, one a line")
     inputs.add_argument("--format", choices=["jsonl", "cohan", "geval"], default="jsonl", help="of the --split files")
     inputs.add_argument("--source-field", default="document", help="jsonl field of the document (default: %(default)s)")
     inputs.add_argument("--target-field", default="abstract", help="jsonl field of the summary (default: %(default)s)")
-    inputs.add_argument("--skip-bad", action="store_true", help="drop and count lines that cannot be used, not stop at them")
+    inputs.add_argument(
+        "--skip-bad", action="store_true", help="drop and count lines that cannot be used, not stop at them"
+    )
     inputs.add_argument("--cache-dir", type=Path, help=f"where fetched corpora are kept (default: {default_cache()})")
     words = parser.add_argument_group("vocabulary")
     words.add_argument("--vocab-size", type=int, default=8000, help="dictionary types in all (default: %(default)s)")
-    words.add_argument("--spm", type=Path, metavar="FILE", help="use this sentencepiece model (and the dict.src.txt beside it)")
-    words.add_argument("--dict", type=Path, metavar="FILE", help="the fairseq dictionary of that model, if it lies elsewhere")
-    words.add_argument("--normalization", choices=NORMALIZATIONS, default="nfkc", help="Unicode form (default: %(default)s)")
+    words.add_argument(
+        "--spm", type=Path, metavar="FILE", help="use this sentencepiece model (and the dict.src.txt beside it)"
+    )
+    words.add_argument(
+        "--dict", type=Path, metavar="FILE", help="the fairseq dictionary of that model, if it lies elsewhere"
+    )
+    words.add_argument(
+        "--normalization", choices=NORMALIZATIONS, default="nfkc", help="Unicode form (default: %(default)s)"
+    )
     output = parser.add_argument_group("output")
-    output.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes (default: %(default)s)")
-    output.add_argument("--keep-text", action="store_true", help="also keep SPLIT.source.txt and SPLIT.target.txt, cleaned")
+    output.add_argument(
+        "--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes (default: %(default)s)"
+    )
+    output.add_argument(
+        "--keep-text", action="store_true", help="also keep SPLIT.source.txt and SPLIT.target.txt, cleaned"
+    )
     output.add_argument("--overwrite", action="store_true", help="replace data prepared with other options")
     return parser
 
@@ -99,16 +116,18 @@ def file_readers(args: argparse.Namespace) -> tuple[dict[str, Reader], dict[str,
         sources, targets = named_files("--source", args.source, "train"), named_files("--target", args.target, "train")
         if list(sources) != list(targets):
             raise UserError(f"--source has splits {list(sources)} but --target has {list(targets)}")
-        readers = {n: lambda n=n: formats.read_parallel(sources[n], targets[n]) for n in sources}
-        return readers, {n: [sources[n], targets[n]] for n in sources}
+        pairs = {name: [sources[name], targets[name]] for name in sources}
+        return {name: partial(formats.read_parallel, *pair) for name, pair in pairs.items()}, pairs
     files = formats.geval_splits(args.geval) if args.geval else named_files("--split", args.split)
     if args.geval or args.format == "geval":
-        found = {n: sorted(path.glob("in.tsv*"))[:1] + sorted(path.glob("expected.tsv*"))[:1] for n, path in files.items()}
-        return {n: lambda n=n: formats.read_geval(files[n]) for n in files}, found
+        readers: dict[str, Reader] = {name: partial(formats.read_geval, path) for name, path in files.items()}
+        return readers, {name: formats.geval_files(path) for name, path in files.items()}
+    fields = (args.source_field, args.target_field)
     if args.format == "cohan":
-        return {n: lambda n=n: formats.read_cohan(files[n]) for n in files}, {n: [files[n]] for n in files}
-    readers = {n: lambda n=n: formats.read_jsonl(files[n], args.source_field, args.target_field) for n in files}
-    return readers, {n: [files[n]] for n in files}
+        readers = {name: partial(formats.read_cohan, path) for name, path in files.items()}
+    else:
+        readers = {name: partial(formats.read_jsonl, path, *fields) for name, path in files.items()}
+    return readers, {name: [path] for name, path in files.items()}
 
 
 def describe(paths: list[Path]) -> list[list[Any]]:
@@ -142,7 +161,10 @@ def choose_input(args: argparse.Namespace) -> tuple[Callable[[], Iterator[corpor
 def print_report(report: dict[str, Any]) -> None:
     print(f"dictionary: {report['types']:,} types")
     for name, split in report["splits"].items():
-        print(f"{name}: {split['documents']:,} documents" + (f", {split['dropped']:,} dropped" if split["dropped"] else ""))
+        print(
+            f"{name}: {split['documents']:,} documents"
+            + (f", {split['dropped']:,} dropped" if split["dropped"] else "")
+        )
         for side in ("source", "target"):
             tokens, words = split[f"{side}_tokens"], split[f"{side}_words"]
             spread = ", ".join(f"{key} {tokens[key]:,}" for key in ("p5", "p50", "p90", "p95", "p99", "max"))

@@ -65,3 +65,16 @@ def nested_transformer_config(cfg: Any) -> TransformerConfig:
         target = getattr(nested, part) if part else nested
         setattr(target, one.name.removeprefix(f"{part}_") if part else one.name, value)
     return nested
+
+
+def complete_config(cfg: Any, dataclass: type) -> Any:
+    """``dataclass`` filled from a DictConfig, Namespace or dataclass; fields it lacks keep their default.
+
+    A checkpoint trained with ``--arch`` skips fairseq's own merge with the dataclass, so one written before a field
+    existed would not load otherwise.
+    """
+    full = dataclass()
+    for one in dataclasses.fields(full):
+        if hasattr(cfg, one.name):
+            setattr(full, one.name, getattr(cfg, one.name))
+    return full

@@ -31,7 +31,7 @@ class TokenWriter:
         self.sizes = array.array("i")
 
     def __enter__(self) -> "TokenWriter":
-        self._file = open(f"{self.prefix}.bin", "wb")  # noqa: SIM115 - closed in __exit__
+        self._file = open(f"{self.prefix}.bin", "wb")
         return self
 
     def add(self, tokens: np.ndarray) -> None:
@@ -41,7 +41,9 @@ class TokenWriter:
         self._file.write(tokens.tobytes())
         self.sizes.append(len(tokens))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         if kind is not None:
             return

@@ -12,7 +12,7 @@ _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u200b\u2060\ufef
 
 
 def _unicode(text: str, form: str) -> str:
-    return text if form == "none" else unicodedata.normalize(form.upper(), text)
+    return text if form == "none" else unicodedata.normalize("NFC" if form == "nfc" else "NFKC", text)
 
 
 def clean_source(text: str, form: str = "nfkc") -> str:

@@ -51,9 +51,8 @@ def _text(element: ET.Element, skip: frozenset[str]) -> Iterator[str]:
 
 
 _JATS_SKIP = frozenset(
-    "fig fig-group table table-wrap table-wrap-foot inline-formula disp-formula xref graphic media supplementary-material "
-    "object-id label".split()
-)
+    ("fig", "fig-group", "table", "table-wrap", "table-wrap-foot", "inline-formula", "disp-formula", "xref", "graphic")
+) | {"media", "supplementary-material", "object-id", "label"}
 
 
 def jats_pair(content: bytes, where: str) -> Example | Bad | None:
@@ -117,7 +116,9 @@ def _medline_pair(citation: ET.Element, where: str) -> tuple[str, Example] | Non
     if title.startswith("["):  # translated titles: "[Title]."
         title = title.strip("[]. ") + "."
     text = "\n".join("".join(part.itertext()) for part in abstract.findall("AbstractText"))
-    return (pmid, Example(f"{where}:{pmid}", text, (title,), sentences=True)) if title.strip(" .") and text.strip() else None
+    if not title.strip(" .") or not text.strip():
+        return None
+    return pmid, Example(f"{where}:{pmid}", text, (title,), sentences=True)
 
 
 def _citations(stream: IO[bytes], where: str) -> Iterator[ET.Element]:

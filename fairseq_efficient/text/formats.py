@@ -101,13 +101,18 @@ def _geval_file(folder: Path, stem: str) -> Path:
     raise UserError(f"{folder / stem}.tsv: No such file (nor .xz, .gz, .bz2)")
 
 
+def geval_files(folder: Path) -> list[Path]:
+    """in.tsv and expected.tsv of a split, as they are compressed. UserError if one is not there."""
+    return [_geval_file(folder, "in"), _geval_file(folder, "expected")]
+
+
 def _unescape(text: str) -> str:
     return _GEVAL_ESCAPE.sub(lambda match: "\\" if match.group(0) == "\\\\" else "\n", text)
 
 
 def read_geval(folder: Path) -> Iterator[Example | Bad]:
     """A split of a GEval challenge: in.tsv and expected.tsv, one document a line, with \\n, \\t and \\\\ escaped."""
-    for item in read_parallel(_geval_file(folder, "in"), _geval_file(folder, "expected")):
+    for item in read_parallel(*geval_files(folder)):
         if isinstance(item, Bad):
             yield item
         else:

@@ -4,20 +4,20 @@ import bz2
 import gzip
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from fairseq_efficient.errors import UserError
 
 MAX_LINE_BYTES = 64 * 2**20
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 
 @dataclass(frozen=True)
 class Example:
-    """One document and its summary. ``target`` holds parts of the summary; ``sentences`` says that each is a sentence."""
+    """One document and its summary. ``target`` holds parts of it; ``sentences`` says that each part is a sentence."""
 
     where: str
     source: str

@@ -8,22 +8,31 @@ import re
 
 SENTENCE_MARK = "<q>"
 
-# Words whose full stop does not end a sentence. HARD: never. SOFT: only if a usual first word of a sentence follows.
-_HARD = frozenset(
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Words whose full stop does not end a sentence. HARD: never. NUMBERED: not before a number (or St. before a name).
+# SOFT: only if a usual first word of a sentence follows.
+_HARD = _words(
     "mr mrs ms dr prof st jr sr fig figs eq eqs ref refs tab tabs sec sect chap vol vols no nos pp ed eds approx ca "
-    "cf vs viz resp e.g i.e eg ie spp sp subsp var gen col capt lt dept univ assoc proc trans conf symp".split()
+    "cf vs viz resp e.g i.e w.r.t eg ie spp sp subsp var gen col capt lt dept univ assoc proc trans conf symp"
 )
-_NUMBERED = frozenset("no nos p pp vol vols ed eds sec sp var col gen st".split())  # abbreviations only before a number/name
-_SOFT = frozenset("al etc inc ltd co corp u.s u.k u.n ph.d m.d b.c a.d a.m p.m".split())
-_STARTERS = frozenset(
+_NUMBERED = _words("no nos p pp vol vols ed eds sec sp var col gen st")
+_SOFT = _words("al etc inc ltd co corp u.s u.k u.n ph.d m.d b.c a.d a.m p.m")
+_STARTERS = _words(
     "a an the this that these those we i it our he she they their his her its in on at by for from to with without "
     "here there however moreover furthermore thus therefore hence although though while when where because since if "
     "as after before during both all some many most no not each one two first second finally additionally also but and "
-    "results background conclusion conclusions methods recently previously unlike".split()
+    "results background conclusion conclusions methods recently previously unlike"
 )
-_END = re.compile(r"""[.!?…]+["'”’)\]]*(?=\s)|[。！？]+["'”’」』）]*""")
-_LAST_WORD = re.compile(r"(\S+)$")
-_NEXT = re.compile(r"""\s*["'“‘(\[]*(\S+)""")
+_WIDE = "\u3002\uff01\uff1f"  # full stop, exclamation and question mark that no space follows
+_CLOSING = "\"'\u201d\u2019)\\]"
+_OPENING = "\"'\u201c\u2018(\\["
+_END = re.compile(rf"[.!?\u2026]+[{_CLOSING}]*(?=\s)|[{_WIDE}]+[{_CLOSING}\u300d\u300f\uff09]*")
+_ONE_LETTER = re.compile(r"[^\W\d_]\.,?")
+_NEXT = re.compile(rf"\s*[{_OPENING}]*(\S+)")
 
 
 def _uncased(text: str) -> bool:
@@ -32,24 +41,30 @@ def _uncased(text: str) -> bool:
     return bool(starts) and sum(c.isupper() for c in starts) * 5 < len(starts)
 
 
-def _follows_abbreviation(before: str, following: str) -> bool:
+def _is_initial(letter: str, earlier: list[str], following: str, uncased: bool) -> bool:
+    """True if a single letter before a full stop stands for a name or word (J. Smith, i. e.), not itself (vitamin C.)."""
+    chained = _ONE_LETTER.fullmatch(following) or (earlier and _ONE_LETTER.fullmatch(earlier[-1]))
+    if letter.islower():
+        return bool(chained) or (uncased and following not in _STARTERS)
+    first = following.rstrip(".,;:!?").lower()
+    named = not earlier or earlier[-1][0].isupper() or earlier[-1] in ("by", "and", "with")
+    return bool(chained) or (named and first not in _STARTERS)
+
+
+def _follows_abbreviation(before: str, following: str, uncased: bool) -> bool:
     """True if the full stop at the end of ``before`` belongs to an abbreviation or an initial."""
-    match = _LAST_WORD.search(before)
-    word = match.group(1).lstrip("([{\"'“‘") if match else ""
+    words = before.split()
+    word = words[-1].lstrip("([{\"'\u201c\u2018") if words and not before[-1].isspace() else ""
     low = word.lower()
     if low in _NUMBERED:
         return following[:1].isdigit() or (low == "st" and following[:1].isupper())
     if low in _HARD:
         return True
-    first = following.rstrip(".,;:!?").lower()
-    if low in _SOFT:
-        return first not in _STARTERS
-    if len(word) == 1 and word.isalpha():  # an initial: J. Smith, A. B. Smith; but "vitamin C. We ..."
-        previous = before[: -len(word)].rstrip()[-1:] if len(before) > 1 else ""
-        tail = before[: -len(word)].split()
-        known = not tail or previous in ".,&" or tail[-1][:1].isupper() or tail[-1] in ("by", "and", "with")
-        return (known or word.islower()) and first not in _STARTERS - {"a", "i"}
-    return bool(re.fullmatch(r"(?:[a-z]\.)+[a-z]", low)) and first not in _STARTERS  # i.v, e.coli-like chains
+    if len(word) == 1 and word.isalpha():
+        return _is_initial(word, words[:-1], following, uncased)
+    if low in _SOFT or re.fullmatch(r"(?:[a-z]\.)+[a-z]", low):
+        return following.rstrip(".,;:!?").lower() not in _STARTERS
+    return False
 
 
 def _split_line(line: str, uncased: bool) -> list[str]:
@@ -59,10 +74,14 @@ def _split_line(line: str, uncased: bool) -> list[str]:
         if following is None:
             continue
         word, mark = following.group(1), match.group(0)
-        if mark[0] not in "。！？":
+        if mark[0] not in _WIDE:
             if word[0].islower() and not uncased:
                 continue
-            if mark[0] == "." and mark[:2] != ".." and _follows_abbreviation(line[start : match.start()], word):
+            if (
+                mark[0] == "."
+                and mark[:2] != ".."
+                and _follows_abbreviation(line[start : match.start()], word, uncased)
+            ):
                 continue
         sentences.append(line[start : match.end()].strip())
         start = match.end()

@@ -87,7 +87,9 @@ def load_spm(serialized: bytes, name: str) -> Any:
         raise UserError(f"{name}: not a sentencepiece model")
     pieces = processor.encode(f"a.{SENTENCE_MARK} b", out_type=str)
     if SENTENCE_MARK not in pieces:
-        raise UserError(f"{name}: does not have the piece {SENTENCE_MARK} (train it with user_defined_symbols={SENTENCE_MARK})")
+        raise UserError(
+            f"{name}: does not have the piece {SENTENCE_MARK} (train it with user_defined_symbols={SENTENCE_MARK})"
+        )
     return processor
 
 
@@ -121,6 +123,8 @@ def id_map(processor: Any, symbols: list[str], name: str) -> np.ndarray:
     extra = {symbol for symbol in extra if not symbol.startswith("madeupword")}
     if missing or extra:
         example = missing[0] if missing else min(extra)
-        raise UserError(f"{name}: is not the model's dictionary ({len(missing)} missing, {len(extra)} unknown, as {example!r})")
+        raise UserError(
+            f"{name}: is not the model's dictionary ({len(missing)} missing, {len(extra)} unknown, as {example!r})"
+        )
     ids = range(processor.get_piece_size())
     return np.array([index.get(processor.id_to_piece(i), UNK) for i in ids], dtype=np.int64)

@@ -162,7 +162,9 @@ def _item_size(item: Item) -> int:
     return 1 if isinstance(item[1], Bad) else len(item[1].source) + 1
 
 
-def _write_text(items: Iterable[Item], names: list[str], folder: Path, options: Options, pool: Pool | None) -> dict[str, Split]:
+def _write_text(
+    items: Iterable[Item], names: list[str], folder: Path, options: Options, pool: Pool | None
+) -> dict[str, Split]:
     """Clean every item into SPLIT.source.txt and SPLIT.target.txt, one document a line."""
     splits = {name: Split() for name in names}
     with contextlib.ExitStack() as stack:
@@ -265,7 +267,9 @@ def _percentiles(values: array.array) -> dict[str, int]:
     return {"mean": int(numbers.mean()), **found, "max": int(numbers.max()), "total": int(numbers.sum(dtype=np.int64))}
 
 
-def _report(splits: dict[str, Split], symbols: list[str], unknown: dict[str, float], options: Options) -> dict[str, Any]:
+def _report(
+    splits: dict[str, Split], symbols: list[str], unknown: dict[str, float], options: Options
+) -> dict[str, Any]:
     described = {}
     for name, split in splits.items():
         sides = {
@@ -280,7 +284,13 @@ def _report(splits: dict[str, Split], symbols: list[str], unknown: dict[str, flo
         with contextlib.suppress(ImportError):
             versions[package] = version(package)
     types = len(symbols) + len(spm.SPECIALS)
-    return {"format": FORMAT, "types": types, "splits": described, "versions": versions, "options": options.fingerprint()}
+    return {
+        "format": FORMAT,
+        "types": types,
+        "splits": described,
+        "versions": versions,
+        "options": options.fingerprint(),
+    }
 
 
 def _dictionary_for(processor: Any, options: Options) -> tuple[list[str], np.ndarray]:

@@ -1,0 +1,32 @@
+"""One thread, fixed seeds, and data sets that all tests share."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.util import make_pair_data
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Every test starts from the same seeds and leaves no default dtype or grad mode behind."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    with torch.enable_grad():
+        yield
+
+
+@pytest.fixture(scope="session")
+def pair_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny binarised src-tgt data set: 40 sentence pairs to train on, 12 each in valid and test."""
+    return make_pair_data(tmp_path_factory.mktemp("pair_data"))

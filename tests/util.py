@@ -1,0 +1,253 @@
+"""Helpers of the tests: closeness, tiny data, fairseq's commands in this process or in one of their own."""
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import random
+import runpy
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+_TOOLS = ("train", "generate", "interactive", "validate", "eval_lm", "hydra_train", "preprocess")
+_SERVER: Any = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload([f"fairseq_cli.{tool}" for tool in _TOOLS])
+
+
+@dataclass(frozen=True)
+class System:
+    """One trained architecture: tests of resume, ranks and registration run for each row of :data:`SYSTEMS`."""
+
+    user_dir: str
+    arch: str
+    flags: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.arch
+
+
+SYSTEMS = (
+    System(
+        "deep_pyramidion",
+        "pyramidion_tiny",
+        ("--encoder-pooling", "topk", "--enc-layers-and-token-width", "0:16,1:8", "--chunk-size", "8"),
+    ),
+)
+
+
+def assert_close(actual: Any, expected: Any, atol: float = 1e-5, rtol: float = 1e-5) -> None:
+    """Tensors, or nested dicts and lists of them, agree in shape, dtype and value."""
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol)
+
+
+def make_pair_data(
+    folder: Path | str,
+    train: int = 40,
+    valid: int = 12,
+    test: int = 12,
+    src_len: tuple[int, int] = (5, 30),
+    vocab: int = 40,
+    seed: int = 0,
+) -> Path:
+    """Write a binarised ``src``-``tgt`` data set with a joined dictionary; a target is its source's first few words."""
+    from fairseq.data import Dictionary, indexed_dataset
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    words, draw = Dictionary(), random.Random(seed)
+    for index in range(vocab):
+        words.add_symbol(f"w{index}", n=vocab - index)
+    for side in ("src", "tgt"):
+        words.save(str(folder / f"dict.{side}.txt"))
+    for split, count in (("train", train), ("valid", valid), ("test", test)):
+        sources = [draw.choices(range(words.nspecial, len(words)), k=draw.randint(*src_len)) for _ in range(count)]
+        for side, lines in (("src", sources), ("tgt", [line[: draw.randint(3, 6)] for line in sources])):
+            prefix = str(folder / f"{split}.src-tgt.{side}")
+            builder = indexed_dataset.make_builder(f"{prefix}.bin", impl="mmap", vocab_size=len(words))
+            for line in lines:
+                builder.add_item(torch.IntTensor([*line, words.eos()]))
+            builder.finalize(f"{prefix}.idx")
+    return folder
+
+
+def train_args(data: Path | str, save_dir: Path | str, system: System, *more: str) -> list[str]:
+    """A training of a few seconds: 5 updates an epoch on :func:`make_pair_data`, every update logged as JSON."""
+    return [
+        str(data), "--user-dir", str(ROOT / system.user_dir), "--arch", system.arch, *system.flags,
+        "--save-dir", str(save_dir), "--task", "translation", "--source-lang", "src", "--target-lang", "tgt",
+        "--cpu", "--optimizer", "adam", "--lr", "0.01", "--batch-size", "8", "--max-update", "8", "--num-workers", "0",
+        "--update-epoch-batch-itr", "True", "--log-format", "json", "--log-interval", "1", "--seed", "1", *more,
+    ]  # fmt: skip
+
+
+class Command:
+    """A fairseq tool or a script in a new process, forked from a server that has imported fairseq already.
+
+    ``fresh=True`` starts a new interpreter instead: 4 s slower, but it proves what a user's shell would show.
+    """
+
+    def __init__(
+        self,
+        tool: str,
+        args: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        cwd: Path | str | None = None,
+        fresh: bool = False,
+    ):
+        self.name = f"{tool} {' '.join(map(str, args))}"
+        handle, self._log = tempfile.mkstemp(suffix=".log")
+        os.close(handle)
+        arguments = [str(arg) for arg in args]
+        if fresh:
+            command = [sys.executable, *([tool] if tool.endswith(".py") else ["-m", f"fairseq_cli.{tool}"]), *arguments]
+            with open(self._log, "wb") as out:
+                everything = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+                self._process: Any = subprocess.Popen(command, stdout=out, stderr=out, env=everything, cwd=cwd)
+        else:
+            target = (tool, arguments, dict(env or {}), str(cwd or os.getcwd()), self._log)
+            self._process = _SERVER.Process(target=_run_tool, args=target)
+            self._process.start()
+
+    def wait(self, expect: int | None = 0, timeout: float = 120) -> str:
+        """Its output (stdout and stderr), after checking its exit status; ``expect=None`` accepts any."""
+        if isinstance(self._process, subprocess.Popen):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout)
+            status = self._process.poll()
+        else:
+            self._process.join(timeout)
+            status = self._process.exitcode
+        if status is None:
+            self._process.kill()
+        output = Path(self._log).read_text(encoding="utf-8", errors="replace")
+        os.remove(self._log)
+        assert status is not None, f"{self.name}: not done in {timeout} s\n{output}"
+        assert expect is None or status == expect, f"{self.name}: exit status {status}, not {expect}\n{output}"
+        return output
+
+
+def _run_tool(tool: str, args: list[str], env: dict[str, str], cwd: str, log: str) -> None:
+    """In the forked process: what the interpreter does with a command, its output into ``log``."""
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.environ.update(env)
+    os.chdir(cwd)
+    torch.set_num_threads(1)
+    sys.argv = [tool, *args]
+    try:
+        if tool.endswith(".py"):
+            sys.path.insert(0, str(Path(tool).resolve().parent))
+            runpy.run_path(tool, run_name="__main__")
+        else:
+            importlib.import_module(f"fairseq_cli.{tool}").cli_main()
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.exit(1)
+
+
+def run_cli(
+    tool: str,
+    args: Sequence[str],
+    expect: int | None = 0,
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | str | None = None,
+    timeout: float = 120,
+    fresh: bool = False,
+) -> str:
+    """Output of ``fairseq_cli.<tool>``, or of a script (``scripts/x.py``), run in a process of its own; see Command."""
+    return Command(tool, args, env, cwd, fresh).wait(expect, timeout)
+
+
+def run_in_process(tool: str, args: Sequence[str]) -> str:
+    """Output of ``fairseq_cli.<tool>`` run here, which is fastest; errors are raised, ``UserError`` as itself."""
+    from fairseq import checkpoint_utils
+    from fairseq.logging import metrics
+
+    module, output = importlib.import_module(f"fairseq_cli.{tool}"), io.StringIO()
+    for function in (checkpoint_utils.save_checkpoint, getattr(module, "should_stop_early", None)):
+        if hasattr(function, "best"):  # fairseq keeps the best score of a run on its functions
+            delattr(function, "best")
+    metrics.reset()
+    handler, root = logging.StreamHandler(output), logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        with mock.patch.object(sys, "argv", [tool, *map(str, args)]), contextlib.redirect_stdout(output):
+            module.cli_main()
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+    return output.getvalue()
+
+
+def error_line(output: str) -> str:
+    """The one ``error: ...`` line of a failed command; fails if there is a traceback or not exactly one."""
+    assert "Traceback" not in output, output
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, output
+    return lines[0]
+
+
+def losses(output: str) -> dict[int, str]:
+    """update -> training loss as printed, from a log of :func:`train_args`."""
+    found = {}
+    for line in output.splitlines():
+        start = line.find("{")
+        if "train_inner" in line and start >= 0:
+            values = json.loads(line[start:])
+            found[int(values["num_updates"])] = values["loss"]
+    return found
+
+
+def assert_same_training(one: Path, other: Path, position: bool = True) -> None:
+    """Two checkpoints hold the same model, optimizer state, EMA, validation loss and (position) place in the data."""
+    from fairseq_efficient.checkpoints import read_checkpoint
+
+    states = [read_checkpoint(str(path)) for path in (one, other)]
+    for state in states:
+        extra = state["extra_state"]
+        extra.pop("metrics")  # meters hold wall-clock times
+        extra.pop("previous_training_time")
+        if not position:
+            extra.pop("train_iterator")
+        del state["cfg"]  # holds the folders' names
+        del state["optimizer_history"][:-1]  # one entry is added by each start
+    _assert_identical(states[0], states[1], "checkpoint")
+
+
+def _assert_identical(one: Any, other: Any, where: str) -> None:
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), where
+    elif isinstance(one, Mapping):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            _assert_identical(one[key], other[key], f"{where}[{key!r}]")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            _assert_identical(*pair, f"{where}[{index}]")
+    else:
+        assert one == other, where
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
