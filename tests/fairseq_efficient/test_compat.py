@@ -196,7 +196,7 @@ def train_more(pair_data: Path, folder: Path, *more: str) -> list[str]:
 def generate_args(pair_data: Path, checkpoint: Path, *more: str) -> list[str]:
     return [
         str(pair_data), "--user-dir", SYSTEM.user_dir, "--path", str(checkpoint), "--cpu", "--beam", "2",
-        "--max-len-b", "5", "--batch-size", "4", *more,
+        "--max-len-b", "5", "--batch-size", "4", "--num-workers", "0", *more,
     ]  # fmt: skip
 
 
@@ -318,7 +318,8 @@ def test_a_users_shell_shows_one_line(pair_data: Path, tmp_path: Path):
     assert "no.pt does not exist" in error_line(run_cli("generate", args, expect=2, cwd=tmp_path, fresh=True))
     hydra = [
         f"common.user_dir={root / SYSTEM.user_dir}", "common.cpu=true", "common.fp16=true",
-        f"+model._name={SYSTEM.arch}", "task=translation", f"task.data={pair_data}", "task.source_lang=src", "task.target_lang=tgt",
+        f"+model._name={SYSTEM.arch}", "task=translation",
+        f"task.data={pair_data}", "task.source_lang=src", "task.target_lang=tgt",
         "dataset.batch_size=4", "optimization.lr=[0.1]", "optimization.max_update=1", "criterion=cross_entropy",
         "optimizer=adam", "lr_scheduler=fixed", f"checkpoint.save_dir={tmp_path}",
     ]  # fmt: skip
