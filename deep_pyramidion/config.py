@@ -16,30 +16,34 @@ class PyramidionConfig(FlatTransformerConfig):
     decoder_layers: int = field(default=2, metadata={"help": "number of decoder layers"})
     attention_dropout: float = field(
         default=0.1,
-        metadata={"help": "dropout on attention weights; above 0 they are materialised in training (slower): 0 is fastest"},
+        metadata={
+            "help": "dropout on attention weights; above 0 they are materialised in training (slower): 0 is fastest"
+        },
     )
-    encoder_pooling: ChoiceEnum(["lambda", "topk"]) = field(
+    encoder_pooling: ChoiceEnum(["lambda", "topk"]) = field(  # type: ignore[valid-type]
         default="lambda", metadata={"help": "topk: trainable pooling between encoder layers; lambda: no pooling"}
     )
     enc_layers_and_token_width: str = field(
         default="{0: 2048, 1: 512}",
         metadata={
-            "help": "tokens kept after each encoder layer, e.g. 0:4096,1:2048,2:512 or '{0: 4096, 1: 512}'; layers left out "
-            "keep what reaches them; any width works; empty means no pooling. Read with --encoder-pooling topk"
+            "help": "tokens kept after each encoder layer, e.g. 0:4096,1:2048,2:512 or '{0: 4096, 1: 512}'; layers left "
+            "out keep what reaches them; any width works; empty means no pooling. Read with --encoder-pooling topk"
         },
     )
-    chunk_size: int = field(default=512, metadata={"help": "tokens that see each other in chunked encoder self-attention"})
+    chunk_size: int = field(
+        default=512, metadata={"help": "tokens that see each other in chunked encoder self-attention"}
+    )
     chunk_overlap: int = field(
         default=0, metadata={"help": "tokens beyond each border that a chunk also attends to (0: the paper)"}
     )
     chunk_shift: bool = field(
         default=False, metadata={"help": "move the borders by half a chunk in every other layer, so that chunks mix"}
     )
-    use_sparse_attn: ChoiceEnum(["pooler", "only_blockwise", "pooler_no_block"]) = field(
+    use_sparse_attn: ChoiceEnum(["pooler", "only_blockwise", "pooler_no_block"]) = field(  # type: ignore[valid-type]
         default="pooler",
         metadata={
-            "help": "encoder self-attention: only_blockwise: always chunked, also without pooling (the paper's blockwise "
-            "baseline); pooler: chunked with --encoder-pooling topk, full without; pooler_no_block: full"
+            "help": "encoder self-attention: only_blockwise: always chunked, also without pooling (the paper's "
+            "blockwise baseline); pooler: chunked with --encoder-pooling topk, full without; pooler_no_block: full"
         },
     )
     flip_right: int = field(
@@ -52,7 +56,8 @@ class PyramidionConfig(FlatTransformerConfig):
         default=20, metadata={"help": "sharpness of pooling (> 1): a pair blends by softmax(base^score)"}
     )
     topk_softmax_base_final: float = field(
-        default=0, metadata={"help": "if set, the base moves to this value (geometrically) over --topk-softmax-base-updates"}
+        default=0,
+        metadata={"help": "if set, the base moves to this value (geometrically) over --topk-softmax-base-updates"},
     )
     topk_softmax_base_updates: int = field(
         default=0, metadata={"help": "updates over which the base moves to --topk-softmax-base-final"}
@@ -60,12 +65,16 @@ class PyramidionConfig(FlatTransformerConfig):
     hard_topk_inference: bool = field(
         default=False, metadata={"help": "outside training keep exactly the top-k tokens, unblended"}
     )
-    encoder_pooling_arch: ChoiceEnum(["linear", "ffn"]) = field(
-        default="linear", metadata={"help": "scorer: one linear layer, or linear-ReLU-linear with a quarter of the width"}
+    encoder_pooling_arch: ChoiceEnum(["linear", "ffn"]) = field(  # type: ignore[valid-type]
+        default="linear",
+        metadata={"help": "scorer: one linear layer, or linear-ReLU-linear with a quarter of the width"},
     )
     global_positions: int = field(
         default=0,
-        metadata={"help": "accepted as in the original; both 0 and 1 count positions over the document (see --chunk-positions)"},
+        metadata={
+            "help": "accepted as in the original; both 0 and 1 count positions over the document "
+            "(see --chunk-positions)"
+        },
     )
     chunk_positions: bool = field(default=False, metadata={"help": "restart positions in each chunk of --chunk-size"})
     no_decoder_positional_embeddings: bool = field(default=False, metadata={"help": "decoder without positions"})

@@ -18,7 +18,9 @@ class PyramidionDecoderLayer(TransformerDecoderLayerBase):
         super().__init__(cfg)
         self.need_attn = False
 
-    def build_self_attention(self, embed_dim: int, cfg: Any, add_bias_kv: bool = False, add_zero_attn: bool = False) -> Any:
+    def build_self_attention(
+        self, embed_dim: int, cfg: Any, add_bias_kv: bool = False, add_zero_attn: bool = False
+    ) -> Any:
         return CachedSelfAttention(
             embed_dim,
             cfg.decoder.attention_heads,
@@ -61,7 +63,7 @@ class PyramidionDecoder(TransformerDecoderBase):
         features_only: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """(R, t) ids -> logits (R, t or 1, V); R may be a multiple of the encoder's sentences (beams stand together)."""
+        """(R, t) ids -> logits (R, t or 1, V); R may be a multiple of the encoder's sentences (beams together)."""
         with cpu_bf16_autocast(self.cfg.cpu_bf16, prev_output_tokens.device):
             return super().forward(prev_output_tokens, encoder_out, incremental_state, features_only, **kwargs)
 
@@ -103,7 +105,9 @@ class PyramidionDecoder(TransformerDecoderBase):
             x = self.project_out_dim(x)
         return x, {"attn": [attn], "inner_states": inner_states}
 
-    def _embed(self, tokens: Tensor, incremental_state: dict | None, full_context: bool) -> tuple[Tensor, Tensor | None]:
+    def _embed(
+        self, tokens: Tensor, incremental_state: dict | None, full_context: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """(R, t) ids -> (t or 1, R, C) and the padding mask, None where causality hides all pads anyway."""
         positions = None
         if self.embed_positions is not None:

@@ -148,7 +148,8 @@ class PyramidionEncoder(TransformerEncoderBase):
                 embeddings = embeddings.gather(1, order.unsqueeze(-1).expand_as(embeddings))
             embeddings = embeddings[:, : min(longest, self.source_limit)]
         if longest > self.source_limit:
-            self.cuts.add((aligned.ne(self.padding_idx).sum(1) > self.source_limit).sum().item(), self.source_limit)
+            cut = aligned.ne(self.padding_idx).sum(1) > self.source_limit
+            self.cuts.add(int(cut.sum()), self.source_limit)
             aligned = cut_keep_last(aligned, self.source_limit, self.padding_idx)
             shortest = min(shortest, self.source_limit)
         return aligned, aligned.eq(self.padding_idx), shortest, embeddings
@@ -175,8 +176,9 @@ class PyramidionEncoder(TransformerEncoderBase):
             return (x if zero is None else x + zero.to(x.dtype)), mask
         if trace is not None:
             trace.append((layer, pooled))
-        mask = mask[:, : pooled.values.size(1)].new_zeros(pooled.index.shape) if pooled.padding_mask is None else pooled.padding_mask
-        return pooled.values, mask
+        if pooled.padding_mask is None:
+            return pooled.values, mask.new_zeros(pooled.index.shape)
+        return pooled.values, pooled.padding_mask
 
     def reorder_encoder_out(self, encoder_out: dict[str, list[Any]], new_order: Tensor) -> dict[str, list[Any]]:
         """Rows by ``new_order``, without touching the argument.

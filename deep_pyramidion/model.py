@@ -16,6 +16,7 @@ from deep_pyramidion.pyramid import check_widths, parse_widths, pooling_layers
 from deep_pyramidion.state_dict import upgrade_state_dict
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.plugin.flat_config import complete_config, nested_transformer_config
+from fairseq_efficient.precision import round_linear_weights_
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +66,17 @@ class PyramidionModel(TransformerModelBase):
         return PyramidionDecoder(cfg, tgt_dict, embed_tokens)
 
     def forward(
-        self, src_tokens: Tensor, src_lengths: Tensor | None, prev_output_tokens: Tensor, return_all_hiddens: bool = False, **kwargs: Any
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None,
+        prev_output_tokens: Tensor,
+        return_all_hiddens: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """src_tokens (B, T), prev_output_tokens (B, t) -> logits (B, t, V) and extras; pads on either side."""
-        return super().forward(src_tokens, src_lengths, prev_output_tokens, return_all_hiddens=return_all_hiddens, **kwargs)
+        return super().forward(
+            src_tokens, src_lengths, prev_output_tokens, return_all_hiddens=return_all_hiddens, **kwargs
+        )
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         """Raises UserError for flags that need attention over source tokens while the source is pooled."""
@@ -84,6 +92,8 @@ class PyramidionModel(TransformerModelBase):
         wants_attention = self.decoder.need_attn
         super().prepare_for_inference_(cfg)
         self.decoder.need_attn = wants_attention
+        if self.cfg.cpu_bf16 and next(self.parameters()).device.type == "cpu":
+            round_linear_weights_(self.decoder)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         super().upgrade_state_dict_named(state_dict, name)

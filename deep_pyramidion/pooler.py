@@ -44,7 +44,9 @@ class TopkPooler(nn.Module):
         """
         super().__init__()
         if not base > 1 or (base_final and not base_final > 1):
-            raise UserError(f"--topk-softmax-base must be greater than 1, got {base}" + (f" and {base_final}" if base_final else ""))
+            raise UserError(
+                f"--topk-softmax-base must be greater than 1, got {base}" + (f" and {base_final}" if base_final else "")
+            )
         if bool(base_final) != (base_updates > 0):
             raise UserError("--topk-softmax-base-final and --topk-softmax-base-updates go together")
         self.widths = dict(widths)

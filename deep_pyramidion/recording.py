@@ -35,7 +35,9 @@ def check_pyramidion(recording: dict[str, Any]) -> Iterator[Difference]:
     encoded = model.encoder(recording["src_tokens"], return_all_hiddens=True)
     states = encoded["encoder_states"]
     if len(states) != len(recording["encoder_states"]):
-        yield Difference(f"{len(states)} encoder states, not {len(recording['encoder_states'])}", float("inf"), False, "0")
+        yield Difference(
+            f"{len(states)} encoder states, not {len(recording['encoder_states'])}", float("inf"), False, "0"
+        )
     for number, (ours, recorded) in enumerate(zip(states, recording["encoder_states"], strict=False)):
         yield difference(f"encoder_states[{number}]", ours, recorded, 1e-4)
     yield difference("encoder_out", encoded["encoder_out"][0], recording["encoder_out"], 1e-4)

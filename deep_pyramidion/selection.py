@@ -17,8 +17,12 @@ class KeptTokens(NamedTuple):
     """What is left of each document after one encoder layer that can pool. B documents, k slots, in slot order."""
 
     layer: int
-    positions: Tensor  # (B, k) int64: position in the document (0: its first token) of each slot's token; -1: empty slot
-    scores: Tensor  # (B, k) fp32: the slot's score; nan where the layer kept all (nothing was scored) and in empty slots
+    positions: (
+        Tensor  # (B, k) int64: position in the document (0: its first token) of each slot's token; -1: empty slot
+    )
+    scores: (
+        Tensor  # (B, k) fp32: the slot's score; nan where the layer kept all (nothing was scored) and in empty slots
+    )
 
 
 @torch.no_grad()

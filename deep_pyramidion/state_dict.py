@@ -23,7 +23,7 @@ def upgrade_state_dict(model: Any, state: dict[str, Tensor], prefix: str) -> Non
             del state[key]
     for key, value in own.items():
         if key.startswith(_SCORER) and prefix + key not in state:
-            logger.info("%s is not in the checkpoint: starts new", key)
+            logger.warning("%s is not in the checkpoint: starts new", key)
             state[prefix + key] = value
     for key in [k for k in state if k.startswith(f"{prefix}classification_heads.")]:
         logger.info("left out: %s", key)
@@ -32,7 +32,9 @@ def upgrade_state_dict(model: Any, state: dict[str, Tensor], prefix: str) -> Non
     for side in ("encoder", "decoder"):
         key = f"{side}.embed_positions.weight"
         if key in own and prefix + key in state:
-            state[prefix + key] = _continue_positions(state[prefix + key], own[key], getattr(model, side).padding_idx, key)
+            state[prefix + key] = _continue_positions(
+                state[prefix + key], own[key], getattr(model, side).padding_idx, key
+            )
     for side in ("encoder", "decoder"):  # sinusoidal tables are computed, not stored; fairseq leaves these markers
         state.pop(f"{prefix}{side}.embed_positions._float_tensor", None)
         marker = f"{side}.embed_positions._float_tensor"

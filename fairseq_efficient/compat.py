@@ -24,6 +24,15 @@ from fairseq_efficient.errors import UserError
 
 OLDEST_TORCH = (2, 10)
 _MARK = "_fairseq_efficient"
+NOISE = (
+    r"\s*The version_base parameter is not specified",
+    r"\s*'config' is validated against ConfigStore schema",
+    r"\s*The strict flag in the compose API is deprecated",
+    r"hydra\.experimental\.\w+\(\) is no longer experimental",
+    r"In '.*'. Usage of deprecated keyword in package header",
+    r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated",
+    r"'pin_memory' argument is set as true but no accelerator is found",
+)
 
 
 def apply() -> None:
@@ -106,15 +115,7 @@ def restore_numpy_names() -> None:
 
 def silence_deprecations() -> None:
     """fairseq's old hydra and torch calls warn some ten times per command, in paragraphs that bury a real message."""
-    for message in (
-        r"\s*The version_base parameter is not specified",
-        r"\s*'config' is validated against ConfigStore schema",
-        r"\s*The strict flag in the compose API is deprecated",
-        r"hydra\.experimental\.\w+\(\) is no longer experimental",
-        r"In '.*': Usage of deprecated keyword in package header",
-        r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated",
-        r"'pin_memory' argument is set as true but no accelerator is found",
-    ):
+    for message in NOISE:
         warnings.filterwarnings("ignore", message)
 
 

@@ -17,3 +17,15 @@ def cpu_bf16_autocast(enabled: bool, device: torch.device) -> contextlib.Abstrac
     if enabled and device.type == "cpu":
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def round_linear_weights_(module: torch.nn.Module) -> None:
+    """Store the weights of all linear layers in bf16, for inference under :func:`cpu_bf16_autocast`.
+
+    Autocast would round the same weights again at every decoding step, which takes longer than the products. A weight
+    tied to an embedding becomes a copy; the embedding keeps fp32.
+    """
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Linear):
+            for name, value in list(layer.named_parameters(recurse=False)):
+                setattr(layer, name, torch.nn.Parameter(value.detach().to(torch.bfloat16), requires_grad=False))

@@ -32,7 +32,8 @@ def main() -> int:
             count += 1
             failed += not quantity.within
             verdict = "ok  " if quantity.within else "FAIL"
-            print(f"  {verdict} {quantity.name}: largest difference {quantity.largest:.3g} (tolerance {quantity.tolerance})")
+            tolerance = f"(tolerance {quantity.tolerance})"
+            print(f"  {verdict} {quantity.name}: largest difference {quantity.largest:.3g} {tolerance}")
         if not count:
             raise UserError(f"{name}: the recording holds nothing to compare")
     print("all within tolerance" if not failed else f"{failed} quantities differ")

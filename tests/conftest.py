@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from fairseq_efficient.compat import NOISE
 from tests.util import make_pair_data
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for message in NOISE:
+        config.addinivalue_line("filterwarnings", f"ignore:{message}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -34,7 +34,7 @@ def _visible(padding_mask: Tensor | None, queries: int, causal: bool) -> Tensor 
 class CachedSelfAttention(MultiheadAttention):
     """Causal self-attention: full sequences in training, one token at a time with a cache in generation."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor | None = None,
@@ -60,7 +60,9 @@ class CachedSelfAttention(MultiheadAttention):
             k, v, key_padding_mask = cache.keys, cache.values, cache.padding_mask
         mask = _visible(key_padding_mask, length, causal)
         dropout = self.dropout_module.p if self.training else 0.0
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal and mask is None)
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal and mask is None
+        )
         return self.out_proj(out.permute(2, 0, 1, 3).reshape(length, rows, self.embed_dim)), None
 
     def reorder_cache(self, incremental_state: dict, new_order: Tensor) -> None:
@@ -72,7 +74,7 @@ class CachedSelfAttention(MultiheadAttention):
 class CachedCrossAttention(MultiheadAttention):
     """Attention over the encoder: the rows of one sentence are queries of one attention, so its keys exist once."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor | None,
@@ -108,7 +110,9 @@ class CachedCrossAttention(MultiheadAttention):
         weights = weights.permute(1, 0, 2, 3, 4).reshape(self.num_heads, rows, length, -1)
         return out, weights if need_head_weights else weights.mean(0)
 
-    def _cache(self, key: Tensor | None, mask: Tensor | None, rows: int, incremental_state: dict | None) -> CrossAttentionCache:
+    def _cache(
+        self, key: Tensor | None, mask: Tensor | None, rows: int, incremental_state: dict | None
+    ) -> CrossAttentionCache:
         cache = None if incremental_state is None else self.get_incremental_state(incremental_state, _STATE)
         if cache is None:
             assert key is not None

@@ -17,13 +17,24 @@ class ChunkedSelfAttention(MultiheadAttention):
     """
 
     def __init__(
-        self, embed_dim: int, num_heads: int, chunk_size: int | None, chunk_overlap: int = 0, chunk_shift: int = 0, **kwargs: Any
+        self,
+        embed_dim: int,
+        num_heads: int,
+        chunk_size: int | None,
+        chunk_overlap: int = 0,
+        chunk_shift: int = 0,
+        **kwargs: Any,
     ):
         super().__init__(embed_dim, num_heads, self_attention=True, **kwargs)
         self.chunk_size, self.chunk_overlap, self.chunk_shift = chunk_size, chunk_overlap, chunk_shift
 
-    def forward(  # type: ignore[override]
-        self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None, key_padding_mask: Tensor | None = None, **_: Any
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        **_: Any,
     ) -> tuple[Tensor, None]:
         """query (B, T, C); key and value are the query; key_padding_mask (B, T), True = pad."""
         batch, length, _channels = query.shape

@@ -1,7 +1,7 @@
 """One flat dataclass with every flag of fairseq's transformer.
 
-fairseq cannot parse overrides of a registered ``TransformerConfig`` subclass (its encoder and decoder parts are nested),
-so models register a flat dataclass (``encoder_embed_dim``, ``decoder_layers`` ...) and derive the nested one in
+fairseq cannot parse overrides of a registered ``TransformerConfig`` subclass (its encoder and decoder parts are
+nested), so models register a flat dataclass (``encoder_embed_dim``, ``decoder_layers`` ...) and derive the nested one in
 ``build_model`` with :func:`nested_transformer_config`.
 """
 

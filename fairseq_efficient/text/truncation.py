@@ -48,5 +48,8 @@ class CutCounter:
         if self.count >= self._next:
             self._next = 2 * self.count
             logger.warning(
-                "%d %s(s) longer than the model's %d tokens were cut to that length, EOS kept (so far)", self.count, self.what, limit
+                "%d %s(s) longer than the model's %d tokens were cut to that length, EOS kept (so far)",
+                self.count,
+                self.what,
+                limit,
             )

@@ -15,7 +15,7 @@ import torch
 
 from fairseq_efficient import checkpoint_rules, checkpoints, compat, compat_cli
 from fairseq_efficient.errors import UserError
-from tests.util import SYSTEMS, System, error_line, run_cli, run_in_process, train_args
+from tests.util import SYSTEMS, Command, System, error_line, run_in_process, train_args
 
 compat.apply()
 SYSTEM = SYSTEMS[0]
@@ -315,7 +315,7 @@ def test_a_users_shell_shows_one_line(pair_data: Path, tmp_path: Path):
     """In interpreters of their own: generate (which goes around call_main), and hydra (which catches all)."""
     root = Path(__file__).resolve().parents[2]
     args = generate_args(pair_data, tmp_path / "no.pt", "--user-dir", str(root / SYSTEM.user_dir))
-    assert "no.pt does not exist" in error_line(run_cli("generate", args, expect=2, cwd=tmp_path, fresh=True))
+    generate = Command("generate", args, cwd=tmp_path, fresh=True)
     hydra = [
         f"common.user_dir={root / SYSTEM.user_dir}", "common.cpu=true", "common.fp16=true",
         f"+model._name={SYSTEM.arch}", "task=translation",
@@ -323,5 +323,6 @@ def test_a_users_shell_shows_one_line(pair_data: Path, tmp_path: Path):
         "dataset.batch_size=4", "optimization.lr=[0.1]", "optimization.max_update=1", "criterion=cross_entropy",
         "optimizer=adam", "lr_scheduler=fixed", f"checkpoint.save_dir={tmp_path}",
     ]  # fmt: skip
-    output = run_cli("hydra_train", hydra, expect=2, cwd=tmp_path, fresh=True)
-    assert "--fp16 needs a GPU" in error_line(output)
+    train = Command("hydra_train", hydra, cwd=tmp_path, fresh=True)
+    assert "no.pt does not exist" in error_line(generate.wait(expect=2))
+    assert "--fp16 needs a GPU" in error_line(train.wait(expect=2))

@@ -32,7 +32,9 @@ def chunk_attention(
         ValueError: chunk_size < 1, overlap or shift out of range.
     """
     if chunk_size < 1 or not 0 <= overlap <= chunk_size or not 0 <= shift < chunk_size:
-        raise ValueError(f"chunk_size {chunk_size} >= 1, 0 <= overlap {overlap} <= chunk_size, 0 <= shift {shift} < chunk_size")
+        raise ValueError(
+            f"chunk_size {chunk_size} >= 1, 0 <= overlap {overlap} <= chunk_size, 0 <= shift {shift} < chunk_size"
+        )
     batch, length, heads, dim = q.shape
     if length + shift <= chunk_size:
         return _attend(q, k, v, padding_mask, dropout_p)

@@ -1,4 +1,7 @@
-"""Chunked (blockwise) self-attention by a full score matrix and a mask (reference; Pietruszka et al. 2022, section 4)."""
+"""Chunked (blockwise) self-attention by a full score matrix and a mask.
+
+Reference; Pietruszka et al. 2022, section 4.
+"""
 
 import torch
 from torch import Tensor

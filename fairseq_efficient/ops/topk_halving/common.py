@@ -12,7 +12,7 @@ class Pooled(NamedTuple):
     values: Tensor  # (B, k', C), in the dtype of the input values; masked slots are zero
     scores: Tensor  # (B, k'), blended scores, fp32 or better; masked slots are zero
     padding_mask: Tensor | None  # (B, k') True = pad, or None if no input was padded
-    index: Tensor  # (B, k') int64: position of the input that weighs most in each slot; -1 in masked slots
+    index: Tensor  # type: ignore[assignment]  # (B, k') int64: position of the input that weighs most in each slot; -1 in masked slots
 
 
 def num_rounds(n: int, k: int) -> int:
@@ -26,6 +26,7 @@ def check_arguments(values: Tensor, scores: Tensor, k: int, padding_mask: Tensor
     if not base > 1:
         raise ValueError(f"base must be greater than 1, got {base}")
     if values.dim() != 3 or scores.shape != values.shape[:2]:
-        raise ValueError(f"values (B, n, C) and scores (B, n) expected, got {tuple(values.shape)}, {tuple(scores.shape)}")
+        shapes = f"{tuple(values.shape)}, {tuple(scores.shape)}"
+        raise ValueError(f"values (B, n, C) and scores (B, n) expected, got {shapes}")
     if padding_mask is not None and padding_mask.shape != scores.shape:
         raise ValueError(f"padding_mask must be {tuple(scores.shape)}, got {tuple(padding_mask.shape)}")

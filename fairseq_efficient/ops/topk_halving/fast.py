@@ -120,7 +120,7 @@ def _bracket(scores: Tensor, k: int, padding_mask: Tensor | None, base: float, f
     weights = torch.ones_like(scores).unsqueeze(-1)
     for _ in range(rounds):
         scores, mask, members, weights = _round(scores, mask, members, weights, base, flip_right, sort_back)
-    if padding_mask is None:  # n > k real inputs: no slot is empty
+    if padding_mask is None or mask is None:  # n > k real inputs: no slot is empty
         return members, weights, scores, None
     if not sort_back:
         order = _short_rows_by_position(members[:, :, 0], mask, padding_mask)

@@ -1,0 +1,157 @@
+"""Run the stages of a pipeline and remember time and memory of each.
+
+``python -m fairseq_efficient.report.stages --file stages.json --name train -- COMMAND ...`` runs the command, adds its
+wall-clock to the stage's (a stage that was interrupted and goes on has both parts), and exits as it did.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.report.train_log import INNER, parse_line
+
+
+@dataclass
+class Stage:
+    """``peak_mb``: resident memory of its largest process; ``done``: the last run ended well."""
+
+    name: str
+    seconds: float
+    peak_mb: float
+    runs: int = 1
+    done: bool = True
+    command: str = ""
+
+
+def read_stages(path: Path) -> list[Stage]:
+    """Stages in the order they were first run; unknown keys are left out. UserError for a broken file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        names = Stage.__dataclass_fields__
+        stages = [Stage(**{key: value for key, value in item.items() if key in names}) for item in found]
+        for stage in stages:
+            stage.seconds, stage.peak_mb = float(stage.seconds), float(stage.peak_mb)
+    except OSError as err:
+        raise UserError(f"{path}: {err.strerror}") from None
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{path}: not a list of stages (name, seconds, peak_mb)") from None
+    return stages
+
+
+def record(path: Path, new: Stage) -> None:
+    """Add a run to the stage of that name."""
+    stages = read_stages(path) if path.exists() else []
+    old = next((stage for stage in stages if stage.name == new.name), None)
+    if old is None:
+        stages.append(new)
+    else:
+        again = old.done  # done before and started anew: it replaces the old one
+        old.seconds = new.seconds + (0 if again else old.seconds)
+        old.peak_mb = new.peak_mb if again else max(old.peak_mb, new.peak_mb)
+        old.runs = 1 if again else old.runs + 1
+        old.done, old.command = new.done, new.command
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps([asdict(stage) for stage in stages], indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class Readable:
+    """Shortens fairseq-train's output for people: numbers as words, its own chatter left to the log file."""
+
+    def __init__(self, updates: int = 0):
+        self.updates, self.last = updates, (0, time.monotonic())
+
+    def __call__(self, line: str) -> str | None:
+        """What to print for a line; None for nothing."""
+        fields = [part.strip() for part in line.split("|", 3)]
+        if len(fields) < 4 or fields[1] not in ("INFO", "WARNING", "ERROR", "DEBUG"):
+            return line
+        try:
+            found = parse_line(line)
+        except ValueError:
+            return None
+        if found is not None:
+            return self._numbers(*found)
+        if fields[1] in ("WARNING", "ERROR"):
+            return f"{fields[1].lower()}: {fields[3]}"
+        told = fields[2].startswith(("fairseq_efficient", "deep_pyramidion"))
+        return fields[3] if told or re.match(r"Loaded checkpoint|done training|num\. shared model", fields[3]) else None
+
+    def _numbers(self, tag: str, numbers: dict[str, float]) -> str | None:
+        update = int(numbers.get("num_updates", 0))
+        if tag == INNER:
+            now, (before, since) = time.monotonic(), self.last
+            each = (now - since) / max(update - before, 1)
+            self.last = (update, now)
+            left = max(self.updates - update, 0) * each
+            tail = f", {each:.1f} s per update" + (f", about {duration(left)} left" if left else "")
+            of = f" of {self.updates:,}" if self.updates else ""
+            return f"update {update:,}{of}: loss {numbers.get('nll_loss', numbers.get('loss', 0)):.2f}{tail if before else ''}"
+        if tag == "train":
+            return None
+        scores = [f"{name} {numbers[name]:.2f}" for name in ("rouge1", "rouge2", "rougeLsum") if name in numbers]
+        loss = f"loss {numbers.get('nll_loss', numbers.get('loss', 0)):.2f}"
+        return f"update {update:,}: {tag}: {', '.join([loss, *scores])}"
+
+
+def duration(seconds: float) -> str:
+    """``75`` -> ``1 min 15 s``"""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, rest = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def run_stage(path: Path, name: str, command: list[str], readable: Readable | None = None) -> int:
+    """Run a command, record it, return its exit status (130 for Ctrl-C). UserError if it cannot be started."""
+    start = time.monotonic()
+    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if readable else {}
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which ends; then so do we
+    try:
+        process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **pipe)
+    except OSError as err:
+        signal.signal(signal.SIGINT, before)
+        raise UserError(f"{command[0]}: {err.strerror}") from None
+    if readable is not None and process.stdout is not None:
+        for line in process.stdout:
+            text = readable(line.rstrip("\n"))
+            if text is not None:
+                print(text, flush=True)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = code = os.waitstatus_to_exitcode(status)
+    signal.signal(signal.SIGINT, before)
+    megabytes = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    seconds = time.monotonic() - start
+    record(path, Stage(name, round(seconds, 1), round(megabytes), 1, code == 0, shlex.join(command)))
+    return 130 if code in (-signal.SIGINT, 130) else (code if code >= 0 else 128 - code)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", type=Path, required=True, help="where time and memory are kept (JSON)")
+    parser.add_argument("--name", required=True, help="name of the stage")
+    parser.add_argument("--training", action="store_true", help="the command is fairseq-train: shorten its output")
+    parser.add_argument("--updates", type=int, default=0, help="with --training: how many there will be")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
+    args = parser.parse_args()
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise UserError("no command to run (after --)")
+    return run_stage(args.file, args.name, command, Readable(args.updates) if args.training else None)
+
+
+if __name__ == "__main__":
+    run_main(main)
