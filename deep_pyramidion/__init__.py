@@ -4,5 +4,5 @@ from fairseq_efficient import compat
 
 compat.apply()
 
-import deep_pyramidion.model  # noqa: E402
+import deep_pyramidion.model  # noqa: E402, F401
 import fairseq_efficient.plugin  # noqa: E402, F401

@@ -26,8 +26,8 @@ class PyramidionConfig(FlatTransformerConfig):
     enc_layers_and_token_width: str = field(
         default="{0: 2048, 1: 512}",
         metadata={
-            "help": "tokens kept after each encoder layer, e.g. 0:4096,1:2048,2:512 or '{0: 4096, 1: 512}'; layers left "
-            "out keep what reaches them; any width works; empty means no pooling. Read with --encoder-pooling topk"
+            "help": "tokens kept after each encoder layer, e.g. 0:4096,1:2048,2:512 or '{0: 4096, 1: 512}'; layers "
+            "left out keep what reaches them; any width works; empty means no pooling. Read with --encoder-pooling topk"
         },
     )
     chunk_size: int = field(

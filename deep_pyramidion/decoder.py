@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deep_pyramidion.encoder import PyramidionEncoder
 from fairseq_efficient.modules.cached_attention import CachedCrossAttention, CachedSelfAttention
+from fairseq_efficient.modules.in_place import add_residual, in_place_activation
 from fairseq_efficient.precision import cpu_bf16_autocast
 
 
@@ -17,6 +18,10 @@ class PyramidionDecoderLayer(TransformerDecoderLayerBase):
     def __init__(self, cfg: Any):
         super().__init__(cfg)
         self.need_attn = False
+        self.activation_fn = in_place_activation(cfg.activation_fn, self.activation_fn)
+
+    def residual_connection(self, x: Tensor, residual: Tensor) -> Tensor:
+        return add_residual(x, residual)
 
     def build_self_attention(
         self, embed_dim: int, cfg: Any, add_bias_kv: bool = False, add_zero_attn: bool = False

@@ -15,6 +15,7 @@ from torch import Tensor
 from deep_pyramidion.pooler import TopkPooler
 from fairseq_efficient.modules.beam import reorder_sentences
 from fairseq_efficient.modules.chunked_self_attention import ChunkedSelfAttention
+from fairseq_efficient.modules.in_place import add_residual, in_place_activation
 from fairseq_efficient.precision import cpu_bf16_autocast
 from fairseq_efficient.text.truncation import CutCounter, align_left, cut_keep_last
 
@@ -28,6 +29,10 @@ class PyramidionEncoderLayer(TransformerEncoderLayerBase):
     def __init__(self, cfg: Any, layer: int):
         self.layer = layer
         super().__init__(cfg)
+        self.activation_fn = in_place_activation(cfg.activation_fn, self.activation_fn)
+
+    def residual_connection(self, x: Tensor, residual: Tensor) -> Tensor:
+        return add_residual(x, residual)
 
     def build_self_attention(self, embed_dim: int, cfg: Any) -> ChunkedSelfAttention:
         chunk = cfg.chunk_size if cfg.chunked else None

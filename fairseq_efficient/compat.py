@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import re
+import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -258,8 +259,8 @@ def broadcast_plain_state() -> None:
 
 def check_commands() -> None:
     """Stock ends deep inside (``--fp16 --cpu``), trains twice into one folder (torchrun on the CPU), or "is done"
-    after no update (``--lr -1``): look at the values when they are parsed, and at hydra's when they reach the
-    trainer.
+    after no update (``--lr -1``): look at the values once they are parsed, and, for hydra and programs, again before
+    anything is built and in the trainer.
     """
     from fairseq import options, tasks
     from fairseq.trainer import Trainer
@@ -279,6 +280,13 @@ def check_commands() -> None:
 
         return __init__
 
+    def make_defaults(stock: Any) -> Any:
+        def add_defaults(cfg: Any) -> None:
+            compat_cli.check_config(cfg)
+            stock(cfg)
+
+        return add_defaults
+
     def make_setup(stock: Any) -> Any:
         def setup_task(cfg: Any, **kwargs: Any) -> Any:
             if not kwargs.get("from_checkpoint"):
@@ -288,5 +296,7 @@ def check_commands() -> None:
         return setup_task
 
     _patch(options, "parse_args_and_arch", make_parse)
-    _patch(Trainer, "__init__", make_trainer)
     _patch(tasks, "setup_task", make_setup)
+    _patch(Trainer, "__init__", make_trainer)
+    if "fairseq_cli.train" in sys.modules:  # called between the import of a --user-dir and the building of the model
+        _patch(sys.modules["fairseq_cli.train"], "add_defaults", make_defaults)

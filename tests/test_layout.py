@@ -140,10 +140,8 @@ def test_a_system_starts_with_compat_and_is_short(package: str):
     path = ROOT / package.replace(".", "/") / "__init__.py"
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 15
     if package != "efficient_systems":  # it imports the systems, nothing else
-        body = [node for node in TREES[path].body if not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call)]
-        assert (
-            ast.unparse(body[0]) == "from fairseq_efficient import compat" and ast.unparse(body[1]) == "compat.apply()"
-        )
+        statements = [ast.unparse(node) for node in TREES[path].body if not ast.unparse(node).startswith(("'", '"'))]
+        assert statements[:2] == ["from fairseq_efficient import compat", "compat.apply()"]
 
 
 def test_only_plugin_and_systems_register():

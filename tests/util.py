@@ -23,8 +23,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 _TOOLS = ("train", "generate", "interactive", "validate", "eval_lm", "hydra_train", "preprocess")
-_SERVER: Any = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload([f"fairseq_cli.{tool}" for tool in _TOOLS])
+SERVER: Any = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([f"fairseq_cli.{tool}" for tool in _TOOLS])
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Command:
                 self._process: Any = subprocess.Popen(command, stdout=out, stderr=out, env=everything, cwd=cwd)
         else:
             target = (tool, arguments, dict(env or {}), str(cwd or os.getcwd()), self._log)
-            self._process = _SERVER.Process(target=_run_tool, args=target)
+            self._process = SERVER.Process(target=_run_tool, args=target)
             self._process.start()
 
     def wait(self, expect: int | None = 0, timeout: float = 120) -> str:

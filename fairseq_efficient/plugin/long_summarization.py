@@ -25,6 +25,7 @@ from fairseq_efficient.text.rouge import KINDS, score_pair
 logger = logging.getLogger(__name__)
 
 PRINTED_SAMPLES = 3
+ANY_LENGTH = int(1e9)
 
 
 @dataclass
@@ -36,6 +37,9 @@ class LongSummarizationConfig(TranslationConfig):
     target_lang: Optional[str] = field(
         default=None,
         metadata={"help": "suffix of the summaries (default: read off the files, else tgt)", "argparse_alias": "-t"},
+    )
+    max_source_positions: int = field(
+        default=0, metadata={"help": "cut documents to so many tokens, EOS included (default 0: what the model takes)"}
     )
     left_pad_source: bool = field(default=False, metadata={"help": "pad documents on the left (default: on the right)"})
     truncate_source: bool = field(default=False, metadata={"help": "no effect: this task cuts unless --no-truncate"})
@@ -110,6 +114,7 @@ class LongSummarizationTask(TranslationTask):
     def __init__(self, cfg: LongSummarizationConfig, src_dict: Any, tgt_dict: Any) -> None:
         super().__init__(cfg, src_dict, tgt_dict)
         self.target_limit: Optional[int] = None
+        self.model_limit: Optional[int] = None
         self.checkpoint_limits: Dict[str, Optional[int]] = {}
         self.decoded: set = set()
         self.rouge_generator: Any = None
@@ -123,6 +128,8 @@ class LongSummarizationTask(TranslationTask):
         if cfg.num_batch_buckets or cfg.load_alignments:
             flag = "--num-batch-buckets" if cfg.num_batch_buckets else "--load-alignments"
             raise UserError(f"{flag}: not supported by --task long_summarization")
+        if cfg.max_source_positions in (None, 0):
+            cfg.max_source_positions = ANY_LENGTH
         if cfg.max_source_positions < 2 or cfg.max_target_positions < 2:
             raise UserError("--max-source-positions and --max-target-positions: must be at least 2")
         if cfg.source_lang is None or cfg.target_lang is None:
@@ -203,7 +210,8 @@ class LongSummarizationTask(TranslationTask):
         if not isinstance(max_positions, (tuple, list)):
             max_positions = (max_positions, max_positions)
         saved = self.checkpoint_limits.get(dataset.name)
-        max_source = _smaller(max_positions[0], self.cfg.max_source_positions, saved)
+        saved = None if saved == ANY_LENGTH else saved
+        max_source = _smaller(max_positions[0], self.cfg.max_source_positions, saved, self.model_limit)
         max_target = _smaller(max_positions[1], self.cfg.max_target_positions)
         self.target_limit = max_target
         if self.cfg.no_truncate:
@@ -216,7 +224,7 @@ class LongSummarizationTask(TranslationTask):
         cut = bool((dataset.full_src_sizes > dataset.src_sizes).any())
         if dataset.name != "input" or cut:
             logger.info(dataset.describe_cut())
-        if cut and max_source is not None and max_source < self.cfg.max_source_positions:
+        if cut and max_source is not None and max_source < self.cfg.max_source_positions < ANY_LENGTH:
             reason = "the checkpoint's" if saved == max_source else "the model's or --max-tokens'"
             asked = f"below the {self.cfg.max_source_positions:,} asked for"
             logger.info(f"{dataset.name}: {max_source:,} tokens is {reason} limit, {asked}")
@@ -265,6 +273,7 @@ class LongSummarizationTask(TranslationTask):
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         model = super().build_model(cfg, from_checkpoint)
+        self.model_limit = _smaller(self.model_limit, getattr(model.encoder, "source_limit", None))
         if self.cfg.eval_rouge:
             args = argparse.Namespace(**generation_args(self.cfg.eval_rouge_args))
             self.rouge_generator = self.build_generator([model], args)

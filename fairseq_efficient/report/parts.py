@@ -110,7 +110,12 @@ class KeptDocument:
 
 
 def kept_document(
-    name: str, pieces: Sequence[str], levels: Sequence[int], hints: Sequence[str], layers: Sequence[str], caption: str = ""
+    name: str,
+    pieces: Sequence[str],
+    levels: Sequence[int],
+    hints: Sequence[str],
+    layers: Sequence[str],
+    caption: str = "",
 ) -> KeptDocument:
     """Join sentencepiece ``pieces`` to runs by level (0: gone at the first layer); a token with a hint stands alone."""
     keys = [(level, i if hint else -1) for i, (level, hint) in enumerate(zip(levels, hints, strict=True))]

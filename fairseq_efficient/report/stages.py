@@ -89,6 +89,7 @@ class Readable:
 
     def _numbers(self, tag: str, numbers: dict[str, float]) -> str | None:
         update = int(numbers.get("num_updates", 0))
+        loss = f"loss {numbers.get('nll_loss', numbers.get('loss', 0)):.2f}"
         if tag == INNER:
             now, (before, since) = time.monotonic(), self.last
             each = (now - since) / max(update - before, 1)
@@ -96,11 +97,10 @@ class Readable:
             left = max(self.updates - update, 0) * each
             tail = f", {each:.1f} s per update" + (f", about {duration(left)} left" if left else "")
             of = f" of {self.updates:,}" if self.updates else ""
-            return f"update {update:,}{of}: loss {numbers.get('nll_loss', numbers.get('loss', 0)):.2f}{tail if before else ''}"
+            return f"update {update:,}{of}: {loss}{tail if before else ''}"
         if tag == "train":
             return None
         scores = [f"{name} {numbers[name]:.2f}" for name in ("rouge1", "rouge2", "rougeLsum") if name in numbers]
-        loss = f"loss {numbers.get('nll_loss', numbers.get('loss', 0)):.2f}"
         return f"update {update:,}: {tag}: {', '.join([loss, *scores])}"
 
 
@@ -119,9 +119,9 @@ def run_stage(path: Path, name: str, command: list[str], readable: Readable | No
     """Run a command, record it, return its exit status (130 for Ctrl-C). UserError if it cannot be started."""
     start = time.monotonic()
     pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if readable else {}
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which ends; then so do we
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the command, which ends; then so do we
     try:
-        process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **pipe)
+        process = subprocess.Popen(command, **pipe)
     except OSError as err:
         signal.signal(signal.SIGINT, before)
         raise UserError(f"{command[0]}: {err.strerror}") from None

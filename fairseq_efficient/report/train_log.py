@@ -84,5 +84,5 @@ def read_train_log(path: Path) -> TrainLog:
     """The log of a run. UserError if the file is missing or has no line of numbers."""
     log = parse(line.text for line in read_lines(path) if not isinstance(line, Bad))
     if not log.entries:
-        raise UserError(f"{path}: no training numbers (fairseq-train writes them with --log-format json --log-file {path})")
+        raise UserError(f"{path}: no training numbers in it (fairseq-train --log-format json --log-file FILE)")
     return log

@@ -42,7 +42,7 @@ def _uncased(text: str) -> bool:
 
 
 def _is_initial(letter: str, earlier: list[str], following: str, uncased: bool) -> bool:
-    """True if a single letter before a full stop stands for a name or word (J. Smith, i. e.), not itself (vitamin C.)."""
+    """True if a letter before a full stop stands for a name or word (J. Smith, i. e.), not itself (vitamin C.)."""
     chained = _ONE_LETTER.fullmatch(following) or (earlier and _ONE_LETTER.fullmatch(earlier[-1]))
     if letter.islower():
         return bool(chained) or (uncased and following not in _STARTERS)

@@ -32,6 +32,7 @@ from fairseq_efficient.text.sentences import plain
 FORMAT = 1
 SIDES = {"source": "src", "target": "tgt"}
 _BATCH = 400_000  # characters a worker gets at a time
+_SHOWN = 20  # dropped lines that are named; all are counted
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,9 @@ def _clean_one(split: str, item: Example, form: str) -> tuple[str, str, str] | t
     where_target = item.where_target or item.where
     source = clean_source(item.source, form)
     target = clean_target(item.target, item.sentences, form)
+    if "\0" in item.source or any("\0" in part for part in item.target):
+        return split, Bad(item.where, "contains a NUL character")
     for text, where, what in ((source, item.where, "document"), (target, where_target, "summary")):
-        if "\0" in text or "\0" in item.source or any("\0" in part for part in item.target):
-            return split, Bad(where, "contains a NUL character")
         if not text:
             return split, Bad(where, f"empty {what}")
         try:
@@ -182,7 +183,8 @@ def _write_text(
                     if not options.skip_bad:
                         raise cleaned[1].error()
                     split.dropped += 1
-                    tqdm.write(f"dropped {cleaned[1].where}: {cleaned[1].why}") if split.dropped <= 20 else None
+                    if split.dropped <= _SHOWN:
+                        tqdm.write(f"dropped {cleaned[1].where}: {cleaned[1].why}")
                     continue
                 split.documents += 1
                 for text, file, side in zip(cleaned[1:], files[cleaned[0]], SIDES, strict=True):

@@ -18,7 +18,7 @@ import torch
 
 from fairseq_efficient import checkpoint_rules, checkpoints
 from fairseq_efficient.errors import UserError
-from tests.util import _SERVER as SERVER
+from tests.util import SERVER
 
 
 def state(updates: int = 1, **changes: Any) -> dict[str, Any]:

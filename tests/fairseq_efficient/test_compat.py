@@ -15,7 +15,7 @@ import torch
 
 from fairseq_efficient import checkpoint_rules, checkpoints, compat, compat_cli
 from fairseq_efficient.errors import UserError
-from tests.util import SYSTEMS, Command, System, error_line, run_in_process, train_args
+from tests.util import SYSTEMS, Command, System, error_line, run_cli, run_in_process, train_args
 
 compat.apply()
 SYSTEM = SYSTEMS[0]
@@ -179,6 +179,11 @@ def test_processes_that_would_train_alone(
     else:
         with pytest.raises(UserError, match=message):
             compat_cli.check_world(distributed, SimpleNamespace(cpu=False))
+
+
+def test_torchrun_on_the_cpu_is_refused(pair_data: Path, tmp_path: Path):
+    output = run_cli("train", train_more(pair_data, tmp_path), expect=2, env=WORLD)
+    assert "2 processes on the CPU would each train alone" in error_line(output)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from fairseq.tasks import TASK_REGISTRY
 
 from fairseq_efficient.data.long_documents import LongDocumentDataset, cut_targets, select_rows
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.plugin.long_summarization import generation_args
+from fairseq_efficient.plugin.long_summarization import LongSummarizationConfig, generation_args
 from fairseq_efficient.text.generate_log import read_generate_log
 from fairseq_efficient.text.reading import Example
 from fairseq_efficient.text.rouge import corpus_rouge
@@ -237,12 +237,10 @@ def test_generation_args() -> None:
             generation_args(wrong)
 
 
-def test_missing_hypotheses_are_noticed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task_class = TASK_REGISTRY["long_summarization"]
-    config = task_class.__dict__.get("_FairseqTask__dataclass") or task_class.__dataclass  # type: ignore[attr-defined]
-    cfg = config(data=str(data))
+def test_missing_hypotheses_are_noticed(data: Path) -> None:
+    cfg = LongSummarizationConfig(data=str(data))
     cfg.train_subset, cfg.dataset_impl, cfg.required_seq_len_multiple = "train", "mmap", 1
-    task = task_class.setup_task(cfg)
+    task = TASK_REGISTRY["long_summarization"].setup_task(cfg)
     task.load_dataset("test-A")
     sample = {"id": torch.tensor([0]), "net_input": {"src_tokens": torch.zeros(1, 3)}}
 

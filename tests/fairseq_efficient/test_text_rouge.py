@@ -12,7 +12,7 @@ from fairseq_efficient.text.lcs import lcs_indices, lcs_length
 from fairseq_efficient.text.rouge import KINDS, bootstrap, corpus_rouge, detokenize, score_pair
 from fairseq_efficient.text.sentences import mark_sentences, unmark_sentences
 
-WORDS = "model models training trained the of document documents running 12 a b c naive".split()
+WORDS = ["model", "models", "training", "trained", "the", "of", "document", "documents", "running", "12", "a", "b", "c"]
 letters = st.text(alphabet="abc", max_size=12)
 sentence = st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(lambda words: " ".join(words) + ".")
 text = st.lists(sentence, max_size=6)

@@ -58,7 +58,7 @@ def _pad_time(x: Tensor, left: int, right: int) -> Tensor:
 
 def _windows(x: Tensor, chunk_size: int, overlap: int) -> Tensor:
     """(B, count * chunk + 2 * overlap, H, D) -> (B * count, chunk + 2 * overlap, H, D)."""
-    batch, _, heads, dim = x.shape
+    heads, dim = x.shape[2:]
     if not overlap:
         return x.view(-1, chunk_size, heads, dim)
     window = chunk_size + 2 * overlap

@@ -174,7 +174,7 @@ class _PoolSlots(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         values, weights, members = ctx.saved_tensors
-        batch, n, channels = values.shape
+        batch, n = values.shape[:2]
         slots, group = members.shape[1:]
         flat = members.view(batch, -1)
         owner = torch.arange(slots, device=members.device).repeat_interleave(group).expand_as(flat)

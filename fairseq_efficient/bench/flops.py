@@ -1,0 +1,68 @@
+"""Analytic FLOPs of transformers: matrix products and pooling, 2 per multiply-add; softmax and norms are not counted.
+
+Counted from the formulas because torch's ``FlopCounterMode`` sees 0 FLOPs in the CPU's fused attention. What an
+implementation computes is counted: full squares for causal attention, keys once per copy.
+Sizes: tokens, dim (model), ffn (hidden layer), all per sentence.
+"""
+
+from collections.abc import Sequence
+
+TRAINING = 3  # forward and backward of a matrix product are three products of its size
+
+
+def linear(rows: int, fan_in: int, fan_out: int) -> int:
+    return 2 * rows * fan_in * fan_out
+
+
+def attention(queries: int, keys: int, dim: int) -> int:
+    """Scores and weighted sum, over all heads."""
+    return 4 * queries * keys * dim
+
+
+def chunked_attention(tokens: int, chunk: int | None, dim: int) -> int:
+    """Self-attention within chunks, the last one filled up; None: full attention."""
+    if chunk is None or chunk >= tokens:
+        return attention(tokens, tokens, dim)
+    return attention(-(-tokens // chunk) * chunk, chunk, dim)
+
+
+def feed_forward(tokens: int, dim: int, ffn: int) -> int:
+    return linear(tokens, dim, ffn) + linear(tokens, ffn, dim)
+
+
+def encoder_layer(tokens: int, dim: int, ffn: int, chunk: int | None = None) -> int:
+    return 4 * linear(tokens, dim, dim) + chunked_attention(tokens, chunk, dim) + feed_forward(tokens, dim, ffn)
+
+
+def pooling(tokens: int, dim: int) -> int:
+    """A linear scorer, and one multiply-add per value to blend each token into its slot."""
+    return linear(tokens, dim, 1) + 2 * tokens * dim
+
+
+def encoder(widths: Sequence[int], dim: int, ffn: int, chunk: int | None = None) -> int:
+    """``widths``: tokens that enter each layer, and tokens that leave the last; where they fall there is a pool."""
+    layers = sum(encoder_layer(width, dim, ffn, chunk) for width in widths[:-1])
+    pools = sum(pooling(a, dim) for a, b in zip(widths, widths[1:], strict=False) if b < a)
+    return layers + pools
+
+
+def decoder(target: int, source: int, layers: int, dim: int, ffn: int, vocab: int) -> int:
+    """Teacher-forced decoder over ``source`` encoder states."""
+    per_layer = (
+        6 * linear(target, dim, dim)  # q, k, v, out; cross q, out
+        + 2 * linear(source, dim, dim)  # cross k, v
+        + attention(target, target, dim)
+        + attention(target, source, dim)
+        + feed_forward(target, dim, ffn)
+    )
+    return layers * per_layer + linear(target, dim, vocab)
+
+
+def generation(
+    steps: int, source: int, layers: int, dim: int, ffn: int, vocab: int, beam: int = 1, key_copies: int = 1
+) -> int:
+    """Beam search with caches; ``key_copies``: how many hypotheses have cross-attention keys of their own."""
+    row = 6 * linear(1, dim, dim) + attention(1, source, dim) + feed_forward(1, dim, ffn)
+    cached = sum(attention(1, step + 1, dim) for step in range(steps))
+    keys = key_copies * 2 * linear(source, dim, dim)
+    return layers * (beam * (steps * row + cached) + keys) + steps * linear(beam, dim, vocab)

@@ -1,0 +1,83 @@
+"""Peak memory of one piece of work, measured in a process of its own."""
+
+import multiprocessing
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from fairseq_efficient.bench.timing import Sample, time_call
+
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """``mb`` (2**20 bytes) at the highest point, and the time of that one call; ``failed`` says why there is neither."""
+
+    mb: float | None = None
+    sample: Sample | None = None
+    failed: str = ""
+
+
+def resident_mb(key: str = "VmRSS") -> float:
+    """Resident memory of this process: VmRSS now, VmHWM at its highest.
+
+    Not ``ru_maxrss`` where there is a choice: on Linux a new process inherits that peak from the one that started it.
+    """
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any, device: str, threads: int) -> Peak:
+    """Run ``prepare(*args)()`` in a fresh process: what it adds to the memory of an interpreter with all imports done.
+
+    Counts weights, inputs and work; on CUDA what torch's allocator held at its highest. ``prepare`` must be importable.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "fairseq_efficient.bench.timing", *_preload(prepare)])
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(sender, prepare, args, device, threads), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        peak: Peak = receiver.recv()
+    except EOFError:
+        child.join()
+        reason = "out of memory" if child.exitcode == -signal.SIGKILL else f"exit status {child.exitcode}"
+        peak = Peak(failed=reason)
+    finally:
+        if child.is_alive():
+            child.join(5)
+        child.kill()
+        receiver.close()
+    return peak
+
+
+def _preload(prepare: Callable[..., Any]) -> list[str]:
+    module = getattr(prepare, "__module__", "__main__")
+    return [module]
+
+
+def _child(sender: Connection, prepare: Callable[..., Callable[[], Any]], args: Any, device: str, threads: int) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(threads)
+    place = torch.device(device)
+    try:
+        before = 0.0 if place.type == "cuda" else resident_mb()
+        call = prepare(*args)
+        sample = time_call(call, place)
+        after = torch.cuda.max_memory_allocated(place) / 2**20 if place.type == "cuda" else resident_mb("VmHWM")
+        sender.send(Peak(after - before, sample))
+    except (MemoryError, RuntimeError) as err:  # torch.cuda.OutOfMemoryError is a RuntimeError
+        sender.send(Peak(failed=" ".join(str(err).split())[:200]))

@@ -1,0 +1,106 @@
+"""Rows as a picture: time over size, and each ratio with its goal and FLOP bound."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from fairseq_efficient.bench.rows import Row
+from fairseq_efficient.errors import UserError
+
+INK, GREY, LIGHT = "#1f2933", "#7b8794", "#e4e7eb"
+COLORS = ("#d1495b", "#edae49", "#66a182", "#2e4057", "#8d6a9f")
+OURS = "#00798c"
+
+
+def draw(path: Path, rows: list[Row], ours: str, subtitle: str = "") -> None:
+    """Write a PNG (or whatever the file's ending says). UserError if it cannot be written."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    series = {what: found for what, found in time_series(rows, ours).items() if _points(found) > 1}
+    bars = [row for row in rows if row.unit == "x" and not row.at_most]
+    if not bars and not series:
+        return
+    tops = max(len(series), 1)
+    height = 0.3 * len(bars) + 1.2
+    figure = pyplot.figure(figsize=(5.2 * max(tops, 2), (4.2 if series else 0) + height), layout="constrained")
+    parts = figure.subfigures(2, 1, height_ratios=[4.2, height]) if series and bars else [figure, figure]
+    if series:
+        axes = parts[0].subplots(1, tops, squeeze=False)[0]
+        for axis, (what, found) in zip(axes, series.items(), strict=True):
+            _draw_lines(axis, what, found, ours)
+    if bars:
+        _draw_bars(parts[1].subplots(), bars)
+    if subtitle:
+        figure.suptitle(subtitle, fontsize=9, color=GREY)
+    try:
+        figure.savefig(path, dpi=144)
+    except (OSError, ValueError) as err:
+        raise UserError(f"{path}: {err}") from None
+    finally:
+        pyplot.close(figure)
+
+
+Series = dict[str, dict[int, float]]
+
+
+def time_series(rows: list[Row], ours: str) -> dict[str, Series]:
+    """what -> line -> {size: seconds}, for rows whose baseline is a model (not another size or an operator)."""
+    found: dict[str, Series] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        what, size, *variant, baseline = row.name.split("/")
+        baseline = baseline.removeprefix("vs_")
+        if row.unit != "x" or row.at_most or baseline.isdigit():
+            continue
+        found[what][" ".join([ours, *variant])][int(size)] = row.ours_s
+        found[what][baseline][int(size)] = row.baseline_s
+    return {what: dict(lines) for what, lines in found.items()}
+
+
+def _points(lines: Series) -> int:
+    return max(len(points) for points in lines.values())
+
+
+def _draw_lines(axis: Any, what: str, lines: Series, ours: str) -> None:
+    others = iter(COLORS)
+    for name, points in lines.items():
+        mine = name.startswith(ours)
+        style = {"color": OURS if mine else next(others), "lw": 2.2 if mine else 1.6, "ls": "--" if " " in name else "-"}
+        axis.plot(sorted(points), [points[size] for size in sorted(points)], marker="o", ms=4, label=name, **style)
+    sizes = sorted({size for points in lines.values() for size in points})
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axis.set_title(what.replace("_", " "), loc="left", color=INK)
+    axis.set_xlabel("source tokens", color=GREY)
+    axis.set_ylabel("seconds", color=GREY)
+    axis.grid(color=LIGHT)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _draw_bars(axis: Any, rows: list[Row]) -> None:
+    places = range(len(rows))
+    shades = [OURS if row.met is not False else COLORS[0] for row in rows]
+    axis.barh(places, [row.ratio for row in rows], color=shades, height=0.62)
+    for place, row in zip(places, rows, strict=True):
+        axis.text(row.ratio, place, f" {row.ratio:.1f}x", va="center", fontsize=8, color=INK)
+    goals = [(place, row.goal) for place, row in zip(places, rows, strict=True) if row.goal is not None]
+    bounds = [(place, row.bound) for place, row in zip(places, rows, strict=True) if row.bound is not None]
+    if goals:
+        axis.scatter([g for _, g in goals], [p for p, _ in goals], marker="|", s=160, color=INK, label="goal", zorder=3)
+    if bounds:
+        axis.scatter(
+            [b for _, b in bounds], [p for p, _ in bounds], marker="d", s=18, color=COLORS[1], label="FLOP bound", zorder=3
+        )
+    axis.set_yticks(places, [row.name for row in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.12 * max([row.ratio for row in rows] + [value for _, value in goals + bounds]))
+    axis.set_title("times faster than the baseline", loc="left", color=INK)
+    axis.grid(axis="x", color=LIGHT)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    if goals or bounds:
+        axis.legend(frameon=False, fontsize=8, loc="lower right")

@@ -1,0 +1,153 @@
+"""Measured rows: goals, the table, and the JSON file.
+
+A row's name is ``<what>/<size>[/<variant>]/vs_<baseline>``. Times are medians in seconds, memory is in 2**20 bytes.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq_efficient.bench.timing import Pair
+from fairseq_efficient.errors import UserError
+
+WHAT = {
+    "encoder_forward", "train_step", "generate", "pooling", "attention", "packed_forward", "eval_latency", "softmax",
+    "decode",
+}  # fmt: skip
+
+
+@dataclass
+class Row:
+    """``value`` is what the goal is about: the ratio (baseline / ours), unless the row says otherwise."""
+
+    name: str
+    ours_s: float
+    baseline_s: float
+    ratio: float
+    runs: int  # timed calls of the variant that had fewer
+    value: float
+    unit: str = "x"
+    goal: float | None = None
+    at_most: bool = False  # the goal is a ceiling
+    bound: float | None = None  # FLOPs of the baseline / ours: the ratio if every FLOP took the same time
+    ratio_of_pairs: float | None = None
+    ratio_of_best: float | None = None
+    ours_mb: float | None = None
+    baseline_mb: float | None = None
+    ours_gflop: float | None = None
+    baseline_gflop: float | None = None
+    ours_tokens_per_s: float | None = None
+    baseline_tokens_per_s: float | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is reached; None without one."""
+        if self.goal is None:
+            return None
+        return self.value <= self.goal if self.at_most else self.value >= self.goal
+
+    @property
+    def share(self) -> float | None:
+        """Share of the FLOP bound that the ratio reaches."""
+        return None if self.bound is None else self.ratio / self.bound
+
+    def as_dict(self) -> dict[str, Any]:
+        found = {**asdict(self), "share_of_bound": self.share, "met": self.met}
+        return {key: _rounded(value) for key, value in found.items()}
+
+
+def make_row(name: str, pair: Pair, **more: Any) -> Row:
+    """A row from a pair of timings; the FLOP bound follows from ``ours_gflop`` and ``baseline_gflop``.
+
+    Raises:
+        ValueError: a name that does not follow the rule above.
+    """
+    parts = name.split("/")
+    if len(parts) not in (3, 4) or parts[0] not in WHAT or not parts[1].isdigit() or not parts[-1].startswith("vs_"):
+        raise ValueError(f"row name {name!r} is not <what>/<size>[/<variant>]/vs_<baseline>")
+    if more.get("ours_gflop") and more.get("baseline_gflop"):
+        more.setdefault("bound", more["baseline_gflop"] / more["ours_gflop"])
+    return Row(
+        name=name,
+        ours_s=pair.ours_s,
+        baseline_s=pair.baseline_s,
+        ratio=pair.ratio,
+        runs=min(len(pair.ours), len(pair.baseline)),
+        value=more.pop("value", pair.ratio),
+        ratio_of_pairs=pair.ratio_of_pairs,
+        ratio_of_best=pair.ratio_of_best,
+        **more,
+    )
+
+
+def _rounded(value: Any) -> Any:
+    """Five significant digits: more would be noise."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    return float(f"{value:.5g}")
+
+
+HEADER = ("row", "ours", "baseline", "result", "goal", "bound", "reached", "MB", "GFLOP", "runs")
+_WIDTHS = (44, 9, 9, 8, 14, 7, 7, 15, 15, 4)
+
+
+def table_line(cells: tuple[str, ...]) -> str:
+    return "  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, _WIDTHS, strict=True)))
+
+
+def table_row(row: Row) -> str:
+    goal = "" if row.goal is None else f"{'<=' if row.at_most else '>='} {row.goal:g}{row.unit}"
+    verdict = {None: "", True: " met", False: " MISSED"}[row.met]
+    share = "" if row.share is None else f"{100 * row.share:.0f} %"
+    cells = (
+        row.name,
+        seconds(row.ours_s),
+        seconds(row.baseline_s),
+        f"{row.value:.2f}{row.unit}",
+        goal + verdict,
+        "" if row.bound is None else f"{row.bound:.2f}x",
+        share,
+        _two(row.ours_mb, row.baseline_mb),
+        _two(row.ours_gflop, row.baseline_gflop),
+        str(row.runs),
+    )
+    return table_line(cells) + (f"  {row.note}" if row.note else "")
+
+
+def seconds(value: float) -> str:
+    """1.23 s, 12.3 ms"""
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def _two(ours: float | None, baseline: float | None) -> str:
+    if ours is None and baseline is None:
+        return ""
+    return " / ".join("-" if v is None else f"{v:,.0f}" if v >= 10 else f"{v:.2g}" for v in (ours, baseline))
+
+
+def summary(rows: list[Row]) -> str:
+    """How many goals are met, and which are not."""
+    judged = [row for row in rows if row.met is not None]
+    missed = [row.name for row in judged if not row.met]
+    text = f"{len(judged) - len(missed)} of {len(judged)} goals met"
+    return text + (f"; missed: {', '.join(missed)}" if missed else "")
+
+
+def write_json(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
+    """Write ``{**head, "rows": [...]}``, replacing the file at once. UserError if it cannot be written."""
+    document = {**head, "rows": [row.as_dict() for row in rows]}
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as err:
+        raise UserError(f"{path}: {err.strerror}") from None
+
+
+def check_writable(path: Path | None, flag: str) -> None:
+    """UserError before anything is measured, not after an hour, if there is no such folder."""
+    if path is not None and (not path.parent.is_dir() or path.is_dir()):
+        raise UserError(f"{flag} {path}: {'is a folder' if path.is_dir() else 'no such folder'}")

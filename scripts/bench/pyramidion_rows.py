@@ -1,0 +1,232 @@
+"""What the Pyramidion benchmark measures, row by row."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from pyramidion_models import (
+    BLOCKWISE,
+    PYRAMIDION,
+    PYRAMIDION_BF16,
+    STOCK,
+    STOCK_DECODER,
+    Setup,
+    encoder_forward,
+    generate,
+    gflop,
+    pool_once,
+    train_step,
+)
+
+from fairseq_efficient.bench.memory import Peak, peak_memory
+from fairseq_efficient.bench.rows import Row, make_row, table_row
+from fairseq_efficient.bench.timing import Pair, Sample, take_turns
+
+# (what, size, variant, baseline) -> how many times faster we want to be
+GOALS = {
+    ("encoder_forward", 8192, "", BLOCKWISE): 3.1,
+    ("encoder_forward", 8192, "", STOCK): 9.2,
+    ("encoder_forward", 16384, "", STOCK): 14.8,
+    ("encoder_forward", 8192, "bf16", STOCK): 20.0,
+    ("train_step", 8192, "", BLOCKWISE): 3.3,
+    ("train_step", 8192, "", STOCK): 11.0,
+    ("train_step", 8192, "bf16", STOCK): 27.0,
+    ("generate", 8192, "beam16", BLOCKWISE): 13.0,
+    ("generate", 8192, "beam16", STOCK): 15.0,
+    ("decode", 8192, "beam16", BLOCKWISE): 13.0,
+    ("decode", 8192, "beam16", STOCK): 15.0,
+    ("decode", 512, "beam16", STOCK): 1.5,
+}
+# (what, size, smaller size) -> at most so many times slower
+LINEAR = {
+    ("encoder_forward", 16384, 4096): 4.4,
+    ("train_step", 16384, 4096): 4.4,
+    ("encoder_forward", 8192, 4096): 2.3,
+}
+POOLING_PERCENT = 5.0
+POOLED_DECODE = 1.3
+ROWS = ("encoder_forward", "train_step", "linearity", "pooling", "generate", "decode")
+WORK = {"encoder_forward": encoder_forward, "train_step": train_step, "generate": generate}
+Job = tuple[str, int]  # kind, source tokens
+
+
+@dataclass
+class Bench:
+    """Settings of one run, and the rows measured so far."""
+
+    setup: Setup
+    sizes: list[int]
+    runs: int = 5
+    threads: int = 2
+    memory: bool = True
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    generate_size: int = 8192
+    short_size: int = 512  # the source of decode/512
+    emit: Callable[[str], None] = print
+    rows: list[Row] = field(default_factory=list)
+
+    def measure(self, names: list[str]) -> None:
+        for name in names:
+            getattr(self, f"_{name}")()
+
+    # --- the rows ----------------------------------------------------------------------------------------------------
+
+    def _encoder_forward(self) -> None:
+        for n in self.sizes:
+            self._model_rows("encoder_forward", n)
+
+    def _train_step(self) -> None:
+        for n in self.sizes:
+            self._model_rows("train_step", n)
+
+    def _model_rows(self, what: str, n: int) -> None:
+        """Ours against stock and blockwise; on the CPU also with --cpu-bf16 against both in fp32 (stock's only choice)."""
+        mixed = self.setup.place.type == "cpu" and "bf16" in self.precisions
+        plain = self.setup.place.type != "cpu" or "fp32" in self.precisions
+        kinds = [STOCK, *([BLOCKWISE, PYRAMIDION] if plain else []), *([PYRAMIDION_BF16] if mixed else [])]
+        samples, peaks = self._turns(what, WORK[what], [(kind, n) for kind in kinds])
+        wanted = [(PYRAMIDION, STOCK), (PYRAMIDION, BLOCKWISE), (PYRAMIDION_BF16, STOCK)]
+        for ours, baseline in wanted:
+            if (ours, n) in samples and (baseline, n) in samples:
+                reduced = ours == PYRAMIDION_BF16 or self.setup.dtype == "bf16"
+                self._compare(what, n, "bf16" if reduced else "", (ours, n), (baseline, n), samples, peaks)
+
+    def _linearity(self) -> None:
+        """Ours at a size against ours at a smaller one."""
+        for (what, n, smaller), goal in LINEAR.items():
+            if n not in self.sizes or smaller not in self.sizes:
+                continue
+            samples, _ = self._turns(what, WORK[what], [(PYRAMIDION, n), (PYRAMIDION, smaller)], memory=False)
+            self._scaling(what, n, "linearity", smaller, goal, samples, what)
+
+    def _pooling(self) -> None:
+        """The pools' share of the encoder, and one pool against the bare weighted sum of fixed pairs."""
+        n = 8192 if 8192 in self.sizes else max(self.sizes)
+        samples, _ = self._turns("encoder_forward", encoder_forward, [(PYRAMIDION, n)], memory=False)
+        runs = samples[PYRAMIDION, n]
+        share = 100 * median(sample.of("pooling") / sample.seconds for sample in runs)
+        pair = Pair.of(runs, runs, "pooling")
+        self._add(make_row(f"pooling/{n}/vs_encoder", pair, value=share, unit="%", goal=POOLING_PERCENT, at_most=True))
+        samples, _ = self._turns("pooling", pool_once, [(PYRAMIDION, n), ("embedding_bag", n)], memory=False, more=4)
+        pair = Pair.of(samples[PYRAMIDION, n], samples["embedding_bag", n])
+        self._add(make_row(f"pooling/{n}/vs_embedding_bag", pair, note="one halving with its ranking"))
+
+    def _generate(self) -> None:
+        """Total and decoding time (without the encoder) against blockwise on fairseq's decoder, and against stock."""
+        n = self.generate_size
+        samples, peaks = self._turns("generate", generate, [(PYRAMIDION, n), (STOCK_DECODER, n), (STOCK, n)])
+        if (PYRAMIDION, n) not in samples:
+            return
+        for what, part in (("generate", ""), ("decode", "decode")):
+            for baseline in (STOCK_DECODER, STOCK):
+                if (baseline, n) in samples:
+                    self._compare(what, n, f"beam{self.setup.beam}", (PYRAMIDION, n), (baseline, n), samples, peaks, part)
+
+    def _decode(self) -> None:
+        """One step of ours against stock from a short source, and of ours from a long one against a short one."""
+        short, long = self.short_size, self.generate_size
+        jobs = [(PYRAMIDION, short), (STOCK, short), (PYRAMIDION, long)]
+        samples, _ = self._turns("generate", generate, jobs, memory=False)
+        steps = self.setup.tokens + 1
+        per_step = {job: [Sample(s.of("decode") / steps) for s in found] for job, found in samples.items()}
+        name, goal = f"beam{self.setup.beam}", GOALS.get(("decode", short, f"beam{self.setup.beam}", STOCK))
+        gflops = [gflop("decode", kind, short, self.setup) / steps for kind in (PYRAMIDION, STOCK)]
+        self._add(
+            make_row(
+                f"decode/{short}/{name}/vs_stock",
+                Pair.of(per_step[PYRAMIDION, short], per_step[STOCK, short]),
+                goal=goal,
+                ours_gflop=gflops[0],
+                baseline_gflop=gflops[1],
+                note="one step",
+            )
+        )
+        self._scaling("decode", long, name, short, POOLED_DECODE, per_step, "")
+
+    # --- helpers -----------------------------------------------------------------------------------------------------
+
+    def _turns(
+        self, what: str, work: Callable[..., Any], jobs: list[Job], memory: bool = True, more: int = 1
+    ) -> tuple[dict[Job, list[Sample]], dict[Job, Peak]]:
+        """Samples and peaks of each job that could run."""
+        peaks: dict[Job, Peak] = {}
+        calls: dict[str, Callable[[], Any]] = {}
+        for job in jobs:
+            label = f"{what} {job[0]} {job[1]:,}"
+            if memory and self.memory:
+                self._say(f"memory of {label}")
+                peaks[job] = peak_memory(work, *job, self.setup, device=self.setup.device, threads=self.threads)
+                if peaks[job].failed:
+                    self.emit(f"{label}: not measured ({peaks[job].failed})")
+                    continue
+            calls[str(job)] = work(*job, self.setup)
+        self._say(f"timing {what} {', '.join(f'{kind} {n:,}' for kind, n in jobs)}")
+        known = {str(job): peak.sample for job, peak in peaks.items() if peak.sample is not None}
+        samples = take_turns(calls, self.runs * more, self.setup.place, known)
+        return {job: samples[str(job)] for job in jobs if str(job) in samples}, peaks
+
+    def _compare(
+        self,
+        what: str,
+        n: int,
+        variant: str,
+        ours: Job,
+        baseline: Job,
+        samples: Mapping[Job, list[Sample]],
+        peaks: Mapping[Job, Peak],
+        part: str = "",
+    ) -> None:
+        """Add one row: ours against a model."""
+        against = BLOCKWISE if baseline[0] == STOCK_DECODER else baseline[0]
+        pair = Pair.of(samples[ours], samples[baseline], part, part)
+        notes = []
+        if baseline[0] == STOCK_DECODER:
+            notes.append("fairseq's decoder")
+        if min(len(pair.ours), len(pair.baseline)) == 1 and self.runs > 1:
+            notes.append(f"{against} timed once")
+        row = make_row(
+            "/".join([what, str(n), *([variant] if variant else []), f"vs_{against}"]),
+            pair,
+            goal=self._goal(what, n, variant, against),
+            ours_gflop=gflop(what, ours[0], ours[1], self.setup),
+            baseline_gflop=gflop(what, baseline[0], baseline[1], self.setup),
+            ours_mb=peaks[ours].mb if ours in peaks else None,
+            baseline_mb=peaks[baseline].mb if baseline in peaks else None,
+            note="; ".join(notes),
+        )
+        if what == "train_step":
+            tokens = self.setup.batch * n
+            row.ours_tokens_per_s, row.baseline_tokens_per_s = tokens / row.ours_s, tokens / row.baseline_s
+        self._add(row)
+
+    def _goal(self, what: str, n: int, variant: str, against: str) -> float | None:
+        """On CUDA every variant is bf16, and the goals are those of equal precision."""
+        if self.setup.place.type == "cuda" and variant == "bf16":
+            variant = ""
+        return GOALS.get((what, n, variant, against))
+
+    def _scaling(
+        self, what: str, n: int, variant: str, smaller: int, goal: float, samples: Mapping[Job, list[Sample]], flops: str
+    ) -> None:
+        """Add one row: ours at n tokens against ours at fewer; its value is how many times longer it takes."""
+        pair = Pair.of(samples[PYRAMIDION, n], samples[PYRAMIDION, smaller])
+        more: dict[str, Any] = {}
+        if flops:
+            more = {
+                f"{side}_gflop": gflop(flops, PYRAMIDION, size, self.setup)
+                for side, size in (("ours", n), ("baseline", smaller))
+            }
+        name = f"{what}/{n}/{variant}/vs_{smaller}"
+        note = f"time({n}) / time({smaller})"
+        self._add(make_row(name, pair, value=1 / pair.ratio, goal=goal, at_most=True, note=note, **more))
+
+    def _add(self, row: Row) -> None:
+        self.rows.append(row)
+        self.emit(table_row(row))
+
+    def _say(self, text: str) -> None:
+        """Progress, on a terminal only."""
+        if sys.stderr.isatty():
+            print(f"\r\033[K{text} ...", end="\r", file=sys.stderr, flush=True)

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Lint, types and tests: bash scripts/run_tests.sh [--full] [pytest arguments]
+#   --full    also the tests marked slow
+set -uo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$ROOT" || exit 1
+
+marks=(-m "not slow")
+args=()
+for arg in "$@"; do
+  case $arg in
+    -h | --help)
+      sed -n '2,3s/^# //p' "$0"
+      exit 0
+      ;;
+    --full) marks=() ;;
+    *) args+=("$arg") ;;
+  esac
+done
+
+bash scripts/bootstrap.sh || exit
+export PATH="$ROOT/.venv/bin:$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 # two processes share the cores
+
+failed=()
+echo "ruff"
+ruff check . || failed+=(ruff)
+echo "mypy"
+mypy || failed+=(mypy)
+echo "pytest"
+python -m pytest -n 2 ${marks[@]+"${marks[@]}"} ${args[@]+"${args[@]}"} || failed+=(pytest)
+
+if [ ${#failed[@]} -gt 0 ]; then
+  echo "failed: ${failed[*]}" >&2
+  exit 1
+fi
+echo "all passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"
