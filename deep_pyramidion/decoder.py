@@ -18,7 +18,7 @@ class PyramidionDecoderLayer(TransformerDecoderLayerBase):
     def __init__(self, cfg: Any):
         super().__init__(cfg)
         self.need_attn = False
-        self.activation_fn = in_place_activation(cfg.activation_fn, self.activation_fn)
+        self.activation_fn = in_place_activation(cfg.activation_fn)
 
     def residual_connection(self, x: Tensor, residual: Tensor) -> Tensor:
         return add_residual(x, residual)

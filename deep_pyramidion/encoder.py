@@ -29,7 +29,7 @@ class PyramidionEncoderLayer(TransformerEncoderLayerBase):
     def __init__(self, cfg: Any, layer: int):
         self.layer = layer
         super().__init__(cfg)
-        self.activation_fn = in_place_activation(cfg.activation_fn, self.activation_fn)
+        self.activation_fn = in_place_activation(cfg.activation_fn)
 
     def residual_connection(self, x: Tensor, residual: Tensor) -> Tensor:
         return add_residual(x, residual)

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.models import register_model, register_model_architecture
+from fairseq.models import register_model
 from fairseq.models.transformer import TransformerModelBase
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from deep_pyramidion.pooler import TopkPooler
 from deep_pyramidion.pyramid import check_widths, parse_widths, pooling_layers
 from deep_pyramidion.state_dict import upgrade_state_dict
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.plugin.flat_config import complete_config, nested_transformer_config
+from fairseq_efficient.plugin.flat_config import complete_config, nested_transformer_config, with_defaults
 from fairseq_efficient.precision import round_linear_weights_
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ class PyramidionModel(TransformerModelBase):
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        gen_parser_from_dataclass(parser, PyramidionConfig(), delete_default=True)
+        # with defaults, so that a task that shares a flag (--max-source-positions) sees the architecture's value
+        gen_parser_from_dataclass(parser, getattr(cls, "__dataclass")(), delete_default=False)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "PyramidionModel":
@@ -132,14 +133,15 @@ def _widths(cfg: Any) -> dict[int, int]:
 
 
 def _register_architectures() -> None:
+    """Each architecture is a registered model of its own whose dataclass has the sizes as defaults.
+
+    An architecture *function* would act on the ``--arch`` route only: on hydra's, the dataclass fills the fields first.
+    """
     for arch, values in ARCHITECTURES.items():
-
-        def fill(args: Any, values: dict[str, Any] = values) -> None:
-            for name, value in values.items():
-                if not hasattr(args, name):
-                    setattr(args, name, value)
-
-        register_model_architecture("pyramidion", arch)(fill)
+        name = "".join(part.title() for part in arch.split("_"))
+        config = with_defaults(PyramidionConfig, f"{name}Config", values)
+        model = type(f"{name}Model", (PyramidionModel,), {"__module__": __name__, "__doc__": f"``--arch {arch}``"})
+        register_model(arch, dataclass=config)(model)
 
 
 _register_architectures()

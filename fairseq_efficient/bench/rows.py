@@ -16,6 +16,7 @@ WHAT = {
     "encoder_forward", "train_step", "generate", "pooling", "attention", "packed_forward", "eval_latency", "softmax",
     "decode",
 }  # fmt: skip
+ALWAYS = {"bound", "goal", "ours_mb", "baseline_mb"}  # null where a row has none; other fields are left out
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         found = {**asdict(self), "share_of_bound": self.share, "met": self.met}
-        return {key: _rounded(value) for key, value in found.items()}
+        return {key: _rounded(value) for key, value in found.items() if value is not None or key in ALWAYS}
 
 
 def make_row(name: str, pair: Pair, **more: Any) -> Row:

@@ -6,12 +6,13 @@ Both act on outputs of linear layers or dropout, which autograd does not read ag
 from collections.abc import Callable
 
 import torch
+from fairseq import utils
 from torch import Tensor
 
 
-def in_place_activation(name: str, stock: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def in_place_activation(name: str) -> Callable[[Tensor], Tensor]:
     """``relu`` in place; other activations need their input for the backward and stay as they are."""
-    return torch.relu_ if name == "relu" else stock
+    return torch.relu_ if name == "relu" else utils.get_activation_fn(name)
 
 
 def add_residual(x: Tensor, residual: Tensor) -> Tensor:

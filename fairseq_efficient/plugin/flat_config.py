@@ -1,8 +1,8 @@
 """One flat dataclass with every flag of fairseq's transformer.
 
 fairseq cannot parse overrides of a registered ``TransformerConfig`` subclass (its encoder and decoder parts are
-nested), so models register a flat dataclass (``encoder_embed_dim``, ``decoder_layers`` ...) and derive the nested one in
-``build_model`` with :func:`nested_transformer_config`.
+nested), so models register a flat dataclass (``encoder_embed_dim``, ``decoder_layers`` ...) and derive the nested
+one in ``build_model`` with :func:`nested_transformer_config`.
 """
 
 import dataclasses
@@ -67,11 +67,20 @@ def nested_transformer_config(cfg: Any) -> TransformerConfig:
     return nested
 
 
+def with_defaults(dataclass: type, name: str, values: dict[str, Any]) -> type:
+    """A subclass of ``dataclass`` called ``name`` with other defaults."""
+    known = {one.name: one for one in dataclasses.fields(dataclass)}
+    changed = [
+        (key, known[key].type, field(default=value, metadata=known[key].metadata)) for key, value in values.items()
+    ]
+    return make_dataclass(name, changed, bases=(dataclass,))
+
+
 def complete_config(cfg: Any, dataclass: type) -> Any:
     """``dataclass`` filled from a DictConfig, Namespace or dataclass; fields it lacks keep their default.
 
-    A checkpoint trained with ``--arch`` skips fairseq's own merge with the dataclass, so one written before a field
-    existed would not load otherwise.
+    A config that did not come through fairseq's own merge with the dataclass (a converted checkpoint, a test) may lack
+    fields.
     """
     full = dataclass()
     for one in dataclasses.fields(full):

@@ -23,7 +23,7 @@ from fairseq_efficient.errors import UserError, run_main
 EPILOG = """
 d=512, 6+6 layers, ffn 2048, 8 heads, chunks of 512, halving to 512, 8,000 types, batch 1, no attention dropout.
 Variants take turns in one process (A B C, C B A ...); a call of more than a minute is made once. "result" is baseline /
-ours of the medians unless its goal is a ceiling. "bound" is the ratio of the FLOPs, "reached" the share of it.
+ours of the medians, unless its goal is a ceiling: then ours / baseline, or a share. "bound" is the ratio of the FLOPs, "reached" the share of it.
 MB and GFLOP are ours / baseline; MB is what the work adds, at its highest, in a process of its own.
 Before anything is timed, the variants must agree where they compute the same.
 
@@ -50,7 +50,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="only this one (default: on the CPU both, bf16 being --cpu-bf16; on CUDA bf16 for every model)",
     )
     parser.add_argument("--batch", type=int, default=1, help="documents (default: %(default)s)")
-    parser.add_argument("--runs", type=int, metavar="N", help="timed calls of each variant (default: 5; --quick: 3)")
+    parser.add_argument("--runs", type=int, metavar="N", help="timed calls of each variant (default: 5; --quick: 2)")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     return parser
 
@@ -83,7 +83,7 @@ def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
     bench = Bench(setup, sizes=[2048] if args.quick else [2048, 4096, 8192, 16384], runs=args.runs or 5)
     if args.quick:
         bench.setup = replace(setup, tokens=32)
-        bench.generate_size, bench.runs, bench.memory = 2048, args.runs or 3, False
+        bench.generate_size, bench.runs, bench.long, bench.memory = 2048, args.runs or 2, 1.0, False
     if args.sizes:
         bench.sizes = whole_numbers("--sizes", args.sizes, bench.setup.kept)
     bench.threads, bench.memory = args.threads, bench.memory and not args.no_memory

@@ -228,7 +228,7 @@ class Check:
 
 def parity(setup: Setup) -> Iterator[Check]:
     """Where variants must agree (in fp32; nothing pooled, one chunk), do they? Two layers, same weights, one short source."""
-    setup = replace(setup, dtype="fp32", batch=1, layers=2, beam=min(setup.beam, 4), tokens=12)
+    setup = replace(setup, dtype="fp32", batch=1, layers=2, vocab=1000, beam=min(setup.beam, 4), tokens=12)
     n = min(setup.chunk, setup.kept) * 5 // 8
     source, target = documents(n, setup), documents(min(16, setup.target), setup, seed=3)
     stock = build(STOCK, 4 * n, setup).eval()

