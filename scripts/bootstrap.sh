@@ -129,7 +129,6 @@ main() {
     return
   fi
 
-  echo "setting up $VENV (once; a few minutes, fairseq is compiled)"
   if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV")" ]; then
     fail "$VENV is there and is not a virtual environment: move it away"
   fi
@@ -140,7 +139,12 @@ main() {
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
       fail "$python has no venv module (Debian, Ubuntu: apt install python3-venv)"
   fi
-  "$PY" -c 'import fairseq.libbleu' 2>/dev/null || check_compiler "$python"
+  if [ "$python" = "$PY" ] && "$PY" -c 'import fairseq.libbleu' 2>/dev/null; then
+    echo "bringing $VENV up to date"
+  else
+    check_compiler "$python"
+    echo "setting up $VENV (once; a few minutes, fairseq is compiled)"
+  fi
   if [ "$python" != "$PY" ]; then
     echo "  1/4 virtual environment with $("$python" --version 2>&1)"
     rm -rf "$VENV"

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -118,7 +119,8 @@ def pyramidion(args: argparse.Namespace) -> Page:
     if args.checkpoint and args.data:
         model, found = select(args)
         facts.insert(0, describe(model))
-        sections.append(kept_tokens_section(model, found, args.document, args.subset))
+        if found:
+            sections.append(kept_tokens_section(model, found, args.document, args.subset))
     if split:
         numbers = [number for number in range(args.samples) if number < len(split.references)]
         sections.append(summaries.samples_section(split, numbers))
@@ -137,7 +139,11 @@ def describe(model: Any) -> str:
 
 
 def select(args: argparse.Namespace) -> tuple[Any, list[kept.Selection]]:
-    """The model, and what it keeps of the first ``--documents`` documents and of ``--document`` (last in the list)."""
+    """The model, and what it keeps of the first ``--documents`` documents and of ``--document`` (last in the list).
+
+    Nothing for a model without pooling.
+    """
+    logging.disable(logging.INFO)
     from fairseq import checkpoint_utils
 
     import deep_pyramidion  # noqa: F401
@@ -149,12 +155,15 @@ def select(args: argparse.Namespace) -> tuple[Any, list[kept.Selection]]:
     model = models[0]
     if not hasattr(model.encoder, "pooler"):
         raise UserError(f"{args.checkpoint}: not a pyramidion model")
-    task.load_dataset(args.subset, task_cfg=cfg.task)
+    try:
+        task.load_dataset(args.subset, task_cfg=cfg.task)
+    except FileNotFoundError:
+        raise UserError(f"{args.data}: no split {args.subset!r}") from None
     dataset = task.datasets[args.subset]
     if args.document >= len(dataset):
         raise UserError(f"--document {args.document}: {args.subset} has {len(dataset):,} documents, counted from 0")
     if model.encoder.pooler is None:
-        raise UserError(f"{args.checkpoint}: this model does not pool (--encoder-pooling lambda): nothing is selected")
+        return model, []
     numbers = [*range(min(args.documents, len(dataset))), args.document]
     return model, [one_selection(model, task, dataset[number]["source"], kept_tokens) for number in numbers]
 
@@ -167,6 +176,8 @@ def one_selection(model: Any, task: Any, source: Any, kept_tokens: Callable[...,
     found = kept_tokens(model, source)
     words = task.source_dictionary
     pieces = ["▁■" if token == words.eos() else words[token] for token in source.tolist()]
+    if not any(piece.startswith("▁") for piece in pieces[:-1]):  # words, not sentencepiece's pieces
+        pieces = [f"▁{piece}" for piece in pieces[:-1]] + pieces[-1:]
     positions = [layer.positions[0].tolist() for layer in found]
     return kept.Selection(pieces, positions, [layer.scores[0].tolist() for layer in found])
 

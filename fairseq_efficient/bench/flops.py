@@ -6,6 +6,7 @@ Sizes: tokens, dim (model), ffn (hidden layer), all per sentence.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 TRAINING = 3  # forward and backward of a matrix product are three products of its size
 
@@ -42,7 +43,7 @@ def pooling(tokens: int, dim: int) -> int:
 def encoder(widths: Sequence[int], dim: int, ffn: int, chunk: int | None = None) -> int:
     """``widths``: tokens that enter each layer, and tokens that leave the last; where they fall there is a pool."""
     layers = sum(encoder_layer(width, dim, ffn, chunk) for width in widths[:-1])
-    pools = sum(pooling(a, dim) for a, b in zip(widths, widths[1:], strict=False) if b < a)
+    pools = sum(pooling(a, dim) for a, b in pairwise(widths) if b < a)
     return layers + pools
 
 

@@ -93,7 +93,7 @@ def _git(root: Path, *args: str) -> str | None:
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """``argv`` as it could be typed in the repository: paths inside are relative, paths elsewhere only a file's name."""
+    """``argv`` as typed in the repository: paths inside it are relative, of others only the file's name is kept."""
     words = ["python"] if argv and argv[0].endswith(".py") else []
     for word in argv:
         flag, equals, value = word.partition("=")

@@ -17,7 +17,7 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Peak:
-    """``mb`` (2**20 bytes) at the highest point, and the time of that one call; ``failed`` says why there is neither."""
+    """``mb`` (2**20 bytes) at the highest point, and that one call's time; ``failed`` says why there is neither."""
 
     mb: float | None = None
     sample: Sample | None = None

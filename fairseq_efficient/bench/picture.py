@@ -26,13 +26,13 @@ def draw(path: Path, rows: list[Row], ours: str, subtitle: str = "") -> None:
     tops = max(len(series), 1)
     height = 0.3 * len(bars) + 1.2
     figure = pyplot.figure(figsize=(5.2 * max(tops, 2), (4.2 if series else 0) + height), layout="constrained")
-    parts = figure.subfigures(2, 1, height_ratios=[4.2, height]) if series and bars else [figure, figure]
+    both: Any = figure.subfigures(2, 1, height_ratios=[4.2, height]) if series and bars else [figure, figure]
     if series:
-        axes = parts[0].subplots(1, tops, squeeze=False)[0]
+        axes = both[0].subplots(1, tops, squeeze=False)[0]
         for axis, (what, found) in zip(axes, series.items(), strict=True):
             _draw_lines(axis, what, found, ours)
     if bars:
-        _draw_bars(parts[1].subplots(), bars)
+        _draw_bars(both[1].subplots(), bars)
     if subtitle:
         figure.suptitle(subtitle, fontsize=9, color=GREY)
     try:
@@ -67,7 +67,8 @@ def _draw_lines(axis: Any, what: str, lines: Series, ours: str) -> None:
     others = iter(COLORS)
     for name, points in lines.items():
         mine = name.startswith(ours)
-        style = {"color": OURS if mine else next(others), "lw": 2.2 if mine else 1.6, "ls": "--" if " " in name else "-"}
+        style = {"color": OURS if mine else next(others), "lw": 2.2 if mine else 1.6}
+        style["ls"] = "--" if " " in name else "-"
         axis.plot(sorted(points), [points[size] for size in sorted(points)], marker="o", ms=4, label=name, **style)
     sizes = sorted({size for points in lines.values() for size in points})
     axis.set_xscale("log", base=2)
@@ -86,14 +87,21 @@ def _draw_bars(axis: Any, rows: list[Row]) -> None:
     shades = [OURS if row.met is not False else COLORS[0] for row in rows]
     axis.barh(places, [row.ratio for row in rows], color=shades, height=0.62)
     for place, row in zip(places, rows, strict=True):
-        axis.text(row.ratio, place, f" {row.ratio:.1f}x", va="center", fontsize=8, color=INK)
+        end = max(row.ratio, row.goal or 0.0, row.bound or 0.0)
+        axis.text(end, place, f"  {row.ratio:.1f}x", va="center", fontsize=8, color=INK)
     goals = [(place, row.goal) for place, row in zip(places, rows, strict=True) if row.goal is not None]
     bounds = [(place, row.bound) for place, row in zip(places, rows, strict=True) if row.bound is not None]
     if goals:
         axis.scatter([g for _, g in goals], [p for p, _ in goals], marker="|", s=160, color=INK, label="goal", zorder=3)
     if bounds:
         axis.scatter(
-            [b for _, b in bounds], [p for p, _ in bounds], marker="d", s=18, color=COLORS[1], label="FLOP bound", zorder=3
+            [b for _, b in bounds],
+            [p for p, _ in bounds],
+            marker="d",
+            s=18,
+            color=COLORS[1],
+            label="FLOP bound",
+            zorder=3,
         )
     axis.set_yticks(places, [row.name for row in rows], fontsize=8)
     axis.invert_yaxis()

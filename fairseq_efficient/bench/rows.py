@@ -96,7 +96,8 @@ _WIDTHS = (44, 9, 9, 8, 14, 7, 7, 15, 15, 4)
 
 
 def table_line(cells: tuple[str, ...]) -> str:
-    return "  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, _WIDTHS, strict=True)))
+    first, *others = zip(cells, _WIDTHS, strict=True)
+    return "  ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)])
 
 
 def table_row(row: Row) -> str:

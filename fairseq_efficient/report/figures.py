@@ -159,7 +159,7 @@ def kept_by_place(
         for number, (layer, share, mean) in enumerate(zip(layers, shares, even, strict=True)):
             color = step_color(number + 1, len(layers))
             edges = [100 * i / len(share) for i in range(len(share) + 1)]
-            axes.stairs(share, edges, color=color, linewidth=1.8, label=layer)
+            axes.stairs(share, edges, baseline=None, color=color, linewidth=1.8, label=layer)
             axes.axhline(mean, color=color, linewidth=1, linestyle=(0, (1, 3)))
         axes.set_xlim(0, 100)
         axes.set_ylim(bottom=0)

@@ -1,5 +1,6 @@
 """A :class:`~fairseq_efficient.report.parts.Page` as one HTML file that needs nothing else."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -36,5 +37,6 @@ def write(page: Page, path: Path) -> None:
         temporary.write_text(html, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as err:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UserError(f"{path}: {err.strerror}") from None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.report.train_log import INNER, parse_line
+from fairseq_efficient.report.train_log import EPOCH, INNER, parse_line
 
 
 @dataclass
@@ -38,6 +38,8 @@ def read_stages(path: Path) -> list[Stage]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         names = Stage.__dataclass_fields__
+        if not isinstance(found, list):
+            raise TypeError
         stages = [Stage(**{key: value for key, value in item.items() if key in names}) for item in found]
         for stage in stages:
             stage.seconds, stage.peak_mb = float(stage.seconds), float(stage.peak_mb)
@@ -66,29 +68,47 @@ def record(path: Path, new: Stage) -> None:
 
 
 class Readable:
-    """Shortens fairseq-train's output for people: numbers as words, its own chatter left to the log file."""
+    """Shortens the output of fairseq-train and fairseq-generate for people: numbers in words, its chatter left out."""
+
+    _LINE = re.compile(r"(?:[\d-]+ [\d:,]+ \| (\w+) \| (\S+) \| |(DEBUG|INFO|WARNING|ERROR):([\w.]+):)(.*)")
+    _BAR = re.compile(r".*?\|\s*(\d+)/(\d+) \[[\d:]+<([\d:?]+)")  # tqdm's
 
     def __init__(self, updates: int = 0):
         self.updates, self.last = updates, (0, time.monotonic())
+        self.tenth, self.inside = -1, False
 
     def __call__(self, line: str) -> str | None:
         """What to print for a line; None for nothing."""
-        fields = [part.strip() for part in line.split("|", 3)]
-        if len(fields) < 4 or fields[1] not in ("INFO", "WARNING", "ERROR", "DEBUG"):
-            return line
+        bar, told = self._BAR.match(line), self._LINE.match(line)
+        if bar:
+            return self._progress(int(bar[1]), int(bar[2]), bar[3])
+        if told is None:
+            skip = self.inside or not line.strip()
+            self.inside = self.inside and line != ")"
+            return None if skip else line
         try:
             found = parse_line(line)
         except ValueError:
             return None
         if found is not None:
             return self._numbers(*found)
-        if fields[1] in ("WARNING", "ERROR"):
-            return f"{fields[1].lower()}: {fields[3]}"
-        told = fields[2].startswith(("fairseq_efficient", "deep_pyramidion"))
-        return fields[3] if told or re.match(r"Loaded checkpoint|done training|num\. shared model", fields[3]) else None
+        level, name, text = told[1] or told[3], told[2] or told[4], told[5]
+        self.inside = text.endswith("(")  # the model, printed over many lines
+        if level in ("WARNING", "ERROR"):
+            return None if "BLEU" in text else f"{level.lower()}: {text}"
+        ours = name.startswith(("fairseq_efficient", "deep_pyramidion")) and level == "INFO"
+        return text if ours or re.match(r"Loaded checkpoint|done training|num\. shared|Translated", text) else None
+
+    def _progress(self, count: int, total: int, left: str) -> str | None:
+        """A line for each tenth of the way."""
+        tenth = 10 * count // max(total, 1)
+        if tenth <= self.tenth or not count:
+            return None
+        self.tenth = tenth
+        return f"batch {count:,} of {total:,}" + (f", {left} left" if "?" not in left and count < total else "")
 
     def _numbers(self, tag: str, numbers: dict[str, float]) -> str | None:
-        update = int(numbers.get("num_updates", 0))
+        update = int(numbers.get("num_updates") or 0)
         loss = f"loss {numbers.get('nll_loss', numbers.get('loss', 0)):.2f}"
         if tag == INNER:
             now, (before, since) = time.monotonic(), self.last
@@ -98,7 +118,7 @@ class Readable:
             tail = f", {each:.1f} s per update" + (f", about {duration(left)} left" if left else "")
             of = f" of {self.updates:,}" if self.updates else ""
             return f"update {update:,}{of}: {loss}{tail if before else ''}"
-        if tag == "train":
+        if tag == EPOCH:
             return None
         scores = [f"{name} {numbers[name]:.2f}" for name in ("rouge1", "rouge2", "rougeLsum") if name in numbers]
         return f"update {update:,}: {tag}: {', '.join([loss, *scores])}"
@@ -119,7 +139,8 @@ def run_stage(path: Path, name: str, command: list[str], readable: Readable | No
     """Run a command, record it, return its exit status (130 for Ctrl-C). UserError if it cannot be started."""
     start = time.monotonic()
     pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if readable else {}
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the command, which ends; then so do we
+    interrupted: list[int] = []  # Ctrl-C reaches the command too: it ends, and then so do we
+    before = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
     try:
         process = subprocess.Popen(command, **pipe)
     except OSError as err:
@@ -128,7 +149,7 @@ def run_stage(path: Path, name: str, command: list[str], readable: Readable | No
     if readable is not None and process.stdout is not None:
         for line in process.stdout:
             text = readable(line.rstrip("\n"))
-            if text is not None:
+            if text is not None and not interrupted:
                 print(text, flush=True)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = code = os.waitstatus_to_exitcode(status)
@@ -143,14 +164,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, required=True, help="where time and memory are kept (JSON)")
     parser.add_argument("--name", required=True, help="name of the stage")
-    parser.add_argument("--training", action="store_true", help="the command is fairseq-train: shorten its output")
-    parser.add_argument("--updates", type=int, default=0, help="with --training: how many there will be")
+    parser.add_argument(
+        "--shorten", action="store_true", help="shorten the output (of fairseq-train, fairseq-generate)"
+    )
+    parser.add_argument("--updates", type=int, default=0, help="with --shorten: how many updates there will be")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
     args = parser.parse_args()
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise UserError("no command to run (after --)")
-    return run_stage(args.file, args.name, command, Readable(args.updates) if args.training else None)
+    return run_stage(args.file, args.name, command, Readable(args.updates) if args.shorten else None)
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ def score_split(split: Split) -> Scores:
 
 
 _ABOUT = {
-    "lead": "Lead: the first sentences of the document, as many as the references are long.",
-    "oracle": "Oracle: the best sentences of the document, chosen with the reference in hand.",
+    "lead": "Lead: the document's first sentences, about as many words as a reference has.",
+    "oracle": "Oracle: the document's best sentences, chosen with the reference in hand.",
 }
 
 
@@ -91,11 +91,11 @@ def _verdict(scores: Scores, training_documents: int | None, updates: int) -> li
     model, floor = (scores[name]["rouge1"]["mean"] for name in ("model", "lead"))
     if model > floor:
         return [Text(f"The model is {model - floor:.1f} ROUGE-1 points above the document's first sentences.", "note")]
-    learnt = [f"{training_documents:,} training documents"] if training_documents else []
+    learnt = [f"{training_documents:,} documents"] if training_documents else []
     learnt += [f"{updates:,} updates"] if updates else []
     text = f"The model is {floor - model:.1f} ROUGE-1 points below the document's own first sentences."
     if learnt:
-        text += f" It was trained from scratch on {' for '.join(learnt)}."
+        text += f" It was trained on {' for '.join(learnt)}."
     return [Text(text, "note")]
 
 

@@ -40,22 +40,23 @@ class TrainLog:
 
 
 def parse_line(line: str) -> tuple[str, dict[str, float]] | None:
-    """(tag, numbers) of a log line ``time | INFO | tag | {...}``, names without the tag; None for any other line.
+    """(tag, numbers) of a line of a log file, ``{...}``, or of the output, ``... | tag | {...}``.
+
+    The tag is taken from the names, which lose it: ``valid_loss`` is ``loss`` of ``valid``. None for any other line.
 
     Raises:
         ValueError: the line starts like one, but is cut off or garbled.
     """
     head, brace, body = line.partition("{")
-    fields = [part.strip() for part in head.split("|")]
-    if not brace or len(fields) < 4 or fields[3] or not body.startswith('"'):
+    if not brace or not body.startswith('"') or head.rstrip()[-1:] not in ("", "|", ":"):
         return None
     values = json.loads(brace + body)
-    numbers: dict[str, float] = {}
-    for name, value in values.items():
-        number = _number(value)
-        if number is not None:
-            numbers[name.removeprefix(f"{fields[2]}_")] = number
-    return fields[2], numbers
+    counter = next((name for name in values if name.endswith("num_updates")), None)
+    if counter is None:
+        return None
+    prefix = counter.removesuffix("num_updates")
+    found = {name.removeprefix(prefix): _number(value) for name, value in values.items()}
+    return prefix.rstrip("_") or INNER, {name: value for name, value in found.items() if value is not None}
 
 
 def _number(value: Any) -> float | None:
@@ -73,7 +74,7 @@ def parse(lines: Iterable[str]) -> TrainLog:
         except ValueError:
             log.broken += 1
             continue
-        if found is None or "num_updates" not in found[1]:
+        if found is None or not math.isfinite(found[1].get("num_updates", math.nan)):
             continue
         tag, numbers = found
         log.entries.setdefault(tag, {})[int(numbers["num_updates"])] = numbers

@@ -7,9 +7,11 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+# ruff: noqa: E402
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER)]
-logging.basicConfig(level=logging.ERROR, force=True)
+if __name__ in ("__main__", "__mp_main__"):  # first, because fairseq sets the level to DEBUG when it is imported
+    logging.basicConfig(level=logging.ERROR)
 
 import torch
 from pyramidion_models import Setup, parity
@@ -23,8 +25,9 @@ from fairseq_efficient.errors import UserError, run_main
 EPILOG = """
 d=512, 6+6 layers, ffn 2048, 8 heads, chunks of 512, halving to 512, 8,000 types, batch 1, no attention dropout.
 Variants take turns in one process (A B C, C B A ...); a call of more than a minute is made once. "result" is baseline /
-ours of the medians, unless its goal is a ceiling: then ours / baseline, or a share. "bound" is the ratio of the FLOPs, "reached" the share of it.
-MB and GFLOP are ours / baseline; MB is what the work adds, at its highest, in a process of its own.
+ours of the medians, unless its goal is a ceiling: then ours / baseline, or a share. "bound" is the ratio of the FLOPs,
+"reached" the share of it. MB and GFLOP are ours / baseline; MB is what the work adds, at its highest, in a process of
+its own.
 Before anything is timed, the variants must agree where they compute the same.
 
 rows: encoder_forward and train_step (forward and backward, 128 target tokens) for each of --sizes, also with
@@ -97,7 +100,8 @@ def agree(bench: Bench) -> bool:
     checks = list(parity(bench.setup))
     for check in checks:
         verdict = "ok  " if check.passed else "FAIL"
-        print(f"{verdict} {check.name}: largest difference {check.largest:.2g} (tolerance {check.tolerance:g})", flush=True)
+        found = f"largest difference {check.largest:.2g} (tolerance {check.tolerance:g})"
+        print(f"{verdict} {check.name}: {found}", flush=True)
     return all(check.passed for check in checks)
 
 

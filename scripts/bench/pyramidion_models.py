@@ -3,6 +3,7 @@
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,7 +72,8 @@ def config(kind: str, n: int, setup: Setup) -> PyramidionConfig:
         max_source_positions=n, dropout=0.1, attention_dropout=0.0, share_all_embeddings=True, chunk_size=setup.chunk
     )
     for side in ("encoder", "decoder"):
-        sizes = {"layers": setup.layers, "embed_dim": setup.dim, "ffn_embed_dim": setup.ffn, "attention_heads": setup.heads}
+        sizes = {"layers": setup.layers, "embed_dim": setup.dim, "ffn_embed_dim": setup.ffn}
+        sizes["attention_heads"] = setup.heads
         for name, value in sizes.items():
             setattr(cfg, f"{side}_{name}", value)
     if kind in (BLOCKWISE, STOCK_DECODER):
@@ -80,7 +82,7 @@ def config(kind: str, n: int, setup: Setup) -> PyramidionConfig:
         pyramid = widths(kind, n, setup)
         cfg.encoder_pooling, cfg.sort_back, cfg.cpu_bf16 = "topk", 1, kind == PYRAMIDION_BF16
         cfg.enc_layers_and_token_width = ",".join(
-            f"{layer}:{after}" for layer, (before, after) in enumerate(zip(pyramid, pyramid[1:])) if after < before
+            f"{layer}:{after}" for layer, (before, after) in enumerate(pairwise(pyramid)) if after < before
         )
     return cfg
 
@@ -146,7 +148,7 @@ def train_step(kind: str, n: int, setup: Setup) -> Callable[[], None]:
 
 
 def generate(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
-    """Beam search of exactly ``setup.tokens`` tokens as fairseq-generate does it; reports ``encoder`` and ``decode``."""
+    """Beam search of ``setup.tokens`` tokens as fairseq-generate does it; reports ``encoder`` and ``decode``."""
     generator, sample = searcher(build(kind, n, setup), n, setup)
     watch = Stopwatch(setup.place)
     total = Stopwatch(setup.place)
@@ -227,7 +229,7 @@ class Check:
 
 
 def parity(setup: Setup) -> Iterator[Check]:
-    """Where variants must agree (in fp32; nothing pooled, one chunk), do they? Two layers, same weights, one short source."""
+    """Do variants agree where they must (fp32, nothing pooled, one chunk)? Two layers, same weights, a short source."""
     setup = replace(setup, dtype="fp32", batch=1, layers=2, vocab=1000, beam=min(setup.beam, 4), tokens=12)
     n = min(setup.chunk, setup.kept) * 5 // 8
     source, target = documents(n, setup), documents(min(16, setup.target), setup, seed=3)
@@ -290,4 +292,3 @@ def _operator_check(setup: Setup) -> Check:
     fast = topk_halving(values.to(setup.place), scores.to(setup.place), setup.kept, sort_back=True)
     naive = naive_topk_halving(values.double(), scores.double(), setup.kept, sort_back=True)
     return Check("pooling equals its reference", _difference(fast.values.cpu().double(), naive.values), 1e-4)
-

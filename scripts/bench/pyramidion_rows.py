@@ -83,7 +83,7 @@ class Bench:
             self._model_rows("train_step", n)
 
     def _model_rows(self, what: str, n: int) -> None:
-        """Ours against stock and blockwise; on the CPU also with --cpu-bf16 against both in fp32 (stock's only choice)."""
+        """Ours against stock and blockwise; on the CPU also with --cpu-bf16 against stock in fp32 (its only choice)."""
         mixed = self.setup.place.type == "cpu" and "bf16" in self.precisions
         plain = self.setup.place.type != "cpu" or "fp32" in self.precisions
         kinds = [STOCK, *([BLOCKWISE, PYRAMIDION] if plain else []), *([PYRAMIDION_BF16] if mixed else [])]
@@ -118,13 +118,13 @@ class Bench:
     def _generate(self) -> None:
         """Total and decoding time (without the encoder) against blockwise on fairseq's decoder, and against stock."""
         n = self.generate_size
-        samples, peaks = self._turns("generate", generate, [(PYRAMIDION, n), (STOCK_DECODER, n), (STOCK, n)])
-        if (PYRAMIDION, n) not in samples:
-            return
+        ours = (PYRAMIDION, n)
+        samples, peaks = self._turns("generate", generate, [ours, (STOCK_DECODER, n), (STOCK, n)])
+        variant = f"beam{self.setup.beam}"
         for what, part in (("generate", ""), ("decode", "decode")):
             for baseline in (STOCK_DECODER, STOCK):
-                if (baseline, n) in samples:
-                    self._compare(what, n, f"beam{self.setup.beam}", (PYRAMIDION, n), (baseline, n), samples, peaks, part)
+                if ours in samples and (baseline, n) in samples:
+                    self._compare(what, n, variant, ours, (baseline, n), samples, peaks, part)
 
     def _decode(self) -> None:
         """One step of ours against stock from a short source, and of ours from a long one against a short one."""
@@ -210,7 +210,14 @@ class Bench:
         return GOALS.get((what, n, variant, against))
 
     def _scaling(
-        self, what: str, n: int, variant: str, smaller: int, goal: float, samples: Mapping[Job, list[Sample]], flops: str
+        self,
+        what: str,
+        n: int,
+        variant: str,
+        smaller: int,
+        goal: float,
+        samples: Mapping[Job, list[Sample]],
+        flops: str,
     ) -> None:
         """Add one row: ours at n tokens against ours at fewer; its value is how many times longer it takes."""
         pair = Pair.of(samples[PYRAMIDION, n], samples[PYRAMIDION, smaller])

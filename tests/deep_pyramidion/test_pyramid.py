@@ -30,10 +30,11 @@ def test_both_spellings(text: str | None, widths: dict[int, int]):
 
 
 NOT_WIDTHS = [
-    "512", "0:", ":512", "0-512", "0:512;1:256", "{0:512", "0:512}", "{0:512},1", "[512]", "{512}", "(0, 512)", "0:a", "a:512",
-    "0:1.5", "0:512.0", "'0':512", "0:'512'", "True:512", "0:True", "0:None", "0:[512]", "0:{1:2}", "0:2**9", "0:1+1",
-    "{**{0: 512}}", "**{0:512}", "0:512,**{1:2}", "{0:512 for x in (1,)}", "lambda: 1", "\0", "\ud800", "0:512\nimport os",
-    "(" * 3000, "0:" + "9" * 5000, "-" * 4000 + "1:1",
+    "512", "0:", ":512", "0-512", "0:512;1:256", "{0:512", "0:512}", "{0:512},1", "[512]", "{512}", "(0, 512)",
+    "0:a", "a:512", "0:1.5", "0:512.0", "'0':512", "0:'512'", "True:512", "0:True", "0:None", "0:[512]", "0:{1:2}",
+    "0:2**9", "0:1+1",
+    "{**{0: 512}}", "**{0:512}", "0:512,**{1:2}", "{0:512 for x in (1,)}", "lambda: 1", "\0", "\ud800",
+    "0:512\nimport os", "(" * 3000, "0:" + "9" * 5000, "-" * 4000 + "1:1",
 ]  # fmt: skip
 
 
@@ -55,8 +56,9 @@ def test_a_layer_named_twice_is_refused(text: str):
     "text",
     [
         "__import__('os').system('touch {file}')", "{{0: __import__('os').system('touch {file}')}}",
-        "0:open('{file}','w').write('x')", "{{0: 512}}.update(x=open('{file}', 'w'))", "0:(lambda: open('{file}', 'w'))()",
-        "0:512}} if open('{file}', 'w') else {{0:1", "0:512, 1:f\"{{open('{file}', 'w')}}\"",
+        "0:open('{file}','w').write('x')", "{{0: 512}}.update(x=open('{file}', 'w'))",
+        "0:(lambda: open('{file}', 'w'))()", "0:512}} if open('{file}', 'w') else {{0:1",
+        "0:512, 1:f\"{{open('{file}', 'w')}}\"",
     ],
 )  # fmt: skip
 def test_p19_code_is_refused_not_run(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,327 @@
+#!/usr/bin/env python3
+"""Quality run: full attention, blockwise and Pyramidion, trained alike on long documents, decoded and scored."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parents[1]
+sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see stages.run
+
+# ruff: noqa: E402
+import pyramidion_report
+from stages import Record, StageFailed, entry, read_json, read_training_log, run
+
+from fairseq_efficient.bench.machine import provenance, this_command
+from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.text.reading import open_binary
+
+MODELS = {
+    "full": ["--encoder-pooling", "lambda", "--use-sparse-attn", "pooler_no_block"],
+    "blockwise": ["--encoder-pooling", "lambda", "--use-sparse-attn", "only_blockwise"],
+    "pyramidion": [],  # pyramidion_tiny itself: topk, 4,096 -> 2,048 -> 1,024 -> 512 -> 256
+}
+TRAIN_FLAGS = [
+    "--task", "long_summarization", "--arch", "pyramidion_tiny", "--source-lang", "src", "--target-lang", "tgt",
+    "--max-target-positions", "512", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--lr", "1e-3",
+    "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "100", "--clip-norm", "1.0",
+    "--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--update-epoch-batch-itr", "True",
+    "--seed", "1", "--log-format", "json", "--keep-interval-updates", "1", "--no-epoch-checkpoints",
+]  # fmt: skip
+GENERATE_FLAGS = [
+    "--task", "long_summarization", "--source-lang", "src", "--target-lang", "tgt", "--gen-subset", "valid",
+    "--beam", "4", "--max-len-b", "400", "--no-repeat-ngram-size", "3", "--lenpen", "1.0", "--scoring", "rouge",
+    "--bpe", "sentencepiece", "--log-format", "simple", "--log-interval", "10",
+]  # fmt: skip
+EPILOG = """
+Stages: prepare (once), then train, generate and score each model; a stage that is done is skipped, training goes on
+from its last checkpoint. Give the same --out to continue. Results go to OUT/results, with --publish to docs/results.
+"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--train", type=Path, metavar="FILE", help="jsonl with document and abstract; .xz, .gz are fine"
+    )
+    parser.add_argument("--valid", type=Path, metavar="FILE", help="the same: decoded and scored")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared already, with --keep-text, instead of files")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="everything this run makes")
+    parser.add_argument("--name", default="SumPubMed", help="of the corpus, in the results (default: %(default)s)")
+    parser.add_argument("--docs", type=int, metavar="N", help="only the first N documents of each file")
+    parser.add_argument("--vocab-size", type=int, default=8000, help="dictionary types (default: %(default)s)")
+    parser.add_argument("--models", default=",".join(MODELS), help="comma list (default: %(default)s)")
+    parser.add_argument("--updates", type=int, default=600, help="of each model (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, help="documents (default: %(default)s)")
+    parser.add_argument("--max-source-positions", type=int, default=4096, help="(default: %(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="for every model alike")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--log-interval", type=int, default=10, help="updates (default: %(default)s)")
+    parser.add_argument("--save-interval", type=int, default=50, help="updates (default: %(default)s)")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="where the results go (default: OUT/results)")
+    parser.add_argument("--publish", action="store_true", help="write docs/results/pyramidion.json and .md")
+    return parser
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where things are, and what is the same for all models."""
+
+    args: argparse.Namespace
+    data: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"OMP_NUM_THREADS": str(self.args.threads), "PYTHONUNBUFFERED": "1", "LOGLEVEL": "INFO"}
+
+    def folder(self, model: str) -> Path:
+        return Path(self.args.out, model)
+
+    def checkpoint(self, model: str) -> Path:
+        return self.folder(model) / "checkpoints" / "checkpoint_last.pt"
+
+    def train_flags(self, model: str) -> list[str]:
+        """All flags that decide what is learned, but the number of updates."""
+        sizes = [
+            "--max-source-positions",
+            str(self.args.max_source_positions),
+            "--batch-size",
+            str(self.args.batch_size),
+        ]
+        return [*TRAIN_FLAGS, *sizes, *MODELS[model], *self.precision_flags(True)]
+
+    def precision_flags(self, training: bool) -> list[str]:
+        flags = ["--cpu"] if self.args.device == "cpu" else []
+        if self.args.precision == "bf16":
+            if self.args.device == "cuda":
+                flags.append("--bf16")
+            elif training:  # the checkpoint remembers it
+                flags.append("--cpu-bf16")
+        return flags
+
+
+def check(args: argparse.Namespace) -> list[str]:
+    """The models asked for; UserError for flags that make no sense."""
+    models = args.models.split(",")
+    for model in models:
+        if model not in MODELS:
+            raise UserError(f"--models {model}: not one of {', '.join(MODELS)}")
+    for flag in ("updates", "docs", "batch_size", "threads", "log_interval", "save_interval"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
+    if (args.data is None) == (args.train is None or args.valid is None):
+        raise UserError("give --train and --valid, or --data")
+    if args.data is not None and not (args.data / "valid.source.txt").is_file():
+        raise UserError(f"--data {args.data}: has no valid.source.txt (prepare it with --keep-text)")
+    if args.results and args.publish:
+        raise UserError("give --results or --publish, not both")
+    return list(dict.fromkeys(models))
+
+
+def fairseq(tool: str) -> list[str]:
+    """The command of fairseq that belongs to this Python."""
+    found = Path(sys.executable).parent / f"fairseq-{tool}"
+    return [sys.executable, str(found)] if found.exists() else [sys.executable, "-m", f"fairseq_cli.{tool}"]
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+
+def first_lines(source: Path, target: Path, count: int) -> Path:
+    """Copy the first ``count`` lines of a (compressed) file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open_binary(source) as stream:
+        content = b"".join(line for _, line in zip(range(count), stream, strict=False))
+    if not target.exists() or target.read_bytes() != content:  # an untouched file keeps the preparation valid
+        target.write_bytes(content)
+    return target
+
+
+def prepare(args: argparse.Namespace) -> Path:
+    """The folder of binarised data."""
+    if args.data is not None:
+        return Path(args.data)
+    files = {"train": args.train, "valid": args.valid}
+    for name, file in files.items():
+        if not file.is_file():
+            raise UserError(f"--{name} {file}: no such file")
+        if args.docs:
+            files[name] = first_lines(file, args.out / "input" / f"{name}.jsonl", args.docs)
+    say("prepare")
+    destination = args.out / "data"
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_summarization.py"), str(destination), "--keep-text"]
+    command += ["--vocab-size", str(args.vocab_size), "--workers", str(args.threads)]
+    for name, file in files.items():
+        command += ["--split", f"{name}={file}"]
+    run(command, args.out / "prepare.log", show=lambda line: f"  {line.rstrip()}" if "%|" not in line else None)
+    return Path(destination)
+
+
+def train(plan: Plan, model: str) -> None:
+    """Train, or go on training, up to ``--updates``."""
+    updates, path = plan.args.updates, plan.folder(model) / "train.json"
+    settings = {"flags": plan.train_flags(model), "data": plan.data.name}
+    record = Record.load(path) or Record({**settings, "updates": 0})
+    done = record.settings["updates"]
+    if {**record.settings, "updates": 0} != {**settings, "updates": 0}:
+        raise UserError(f"{plan.folder(model)}: was trained with other flags; give another --out")
+    if done > updates:
+        raise UserError(f"--updates {updates}: {model} in {plan.args.out} has {done} already; give another --out")
+    if done == updates:
+        return say(f"{model}: trained already ({done} updates)")
+    log = plan.folder(model) / "train.log"
+    if not trained(log, updates):  # fairseq, started again after its last update, would do one more
+        say(f"{model}: training for {updates} updates")
+        command = [*fairseq("train"), str(plan.data), "--user-dir", str(ROOT / "deep_pyramidion"), *settings["flags"]]
+        command += ["--save-dir", str(plan.checkpoint(model).parent), "--max-update", str(updates)]
+        command += ["--validate-after-updates", str(updates), "--save-interval-updates", str(plan.args.save_interval)]
+        command += ["--log-interval", str(min(plan.args.log_interval, updates))]
+        run(command, log, show_training(model, updates), plan.env, append=True, record=record, record_file=path)
+        if not trained(log, updates):
+            raise StageFailed(f"{model}: training ended before or after {updates} updates; see {log}")
+    record.settings["updates"], record.done = updates, True
+    record.save(path)
+
+
+def trained(log: Path, updates: int) -> bool:
+    """Whether a training ended after exactly so many updates."""
+    if not log.exists():
+        return False
+    found = read_training_log(log)
+    return found.finished and found.updates == updates
+
+
+def show_training(model: str, updates: int) -> Callable[[str], str | None]:
+    """One short line for each of fairseq's JSON lines."""
+    last: dict[str, float] = {}
+
+    def show(line: str) -> str | None:
+        found = entry(line)
+        if found is None or found[0] not in ("train_inner", "valid"):
+            return f"  {line.rstrip()}" if "sources cut" in line or "Loaded checkpoint" in line else None
+        tag, values = found
+        if tag == "valid":
+            return f"  {model}: validation nll {values.get('valid_nll_loss')}"
+        update, wall = int(values["num_updates"]), float(values["wall"])
+        text = f"  {model}: update {update}/{updates}, loss {values['loss']}"
+        if last:
+            each = (wall - last["wall"]) / max(update - last["update"], 1)
+            text += f", {each:.1f} s each, about {each * (updates - update) / 60:.0f} min left"
+        last.update(update=update, wall=wall)
+        return text
+
+    return show
+
+
+def generate(plan: Plan, model: str) -> None:
+    """Decode the validation set."""
+    path, log = plan.folder(model) / "generate.json", plan.folder(model) / "generate.log"
+    settings = {"flags": [*GENERATE_FLAGS, *plan.precision_flags(False)], "updates": plan.args.updates}
+    record = Record.load(path)
+    if record is not None and record.done and record.settings == settings:
+        return say(f"{model}: decoded already")
+    say(f"{model}: decoding the validation set")
+    record = Record(settings)
+    command = [*fairseq("generate"), str(plan.data), "--user-dir", str(ROOT / "deep_pyramidion"), *settings["flags"]]
+    command += ["--path", str(plan.checkpoint(model)), "--batch-size", str(plan.args.batch_size)]
+    command += ["--sentencepiece-model", str(plan.data / "spm.model")]
+
+    def show(line: str) -> str | None:
+        return f"  {line.rstrip()[:150]}" if " | INFO | " in line and (" / " in line or "Translated" in line) else None
+
+    run(command, log, show, plan.env, record=record, record_file=path)
+    record.done = True
+    record.save(path)
+    (plan.folder(model) / "rouge.json").unlink(missing_ok=True)
+
+
+def score(plan: Plan, model: str, floors: bool = False) -> dict[str, Any]:
+    """ROUGE of a model; with ``floors`` of what no model is needed for."""
+    path = plan.args.out / "floors.json" if floors else plan.folder(model) / "rouge.json"
+    if not path.exists():
+        say("scoring lead and oracle" if floors else f"{model}: scoring")
+        found = path.with_suffix(".part.json")
+        command = [sys.executable, str(ROOT / "scripts" / "score_rouge.py"), "--json", str(found)]
+        command += ["--generate-log", str(plan.folder(model) / "generate.log")]
+        command += ["--floors", str(plan.data / "valid.source.txt")] if floors else []
+        run(
+            command,
+            path.with_suffix(".log"),
+            lambda line: f"  {line.rstrip()}" if "ROUGE-1" in line else None,
+            plan.env,
+        )
+        found.replace(path)
+    scores: dict[str, Any] = read_json(path)
+    return scores
+
+
+def results(plan: Plan, models: list[str]) -> dict[str, Any]:
+    """Rows and provenance of every model that is done; floors too."""
+    args, rows, cuts, pairs = plan.args, [], {}, 0
+    name = f"{args.name}, first {args.docs:,} documents" if args.docs else args.name
+    common = {"data": name, "seed": 1}
+    for model in models:
+        rouge = score(plan, model)["model"]
+        log = read_training_log(plan.folder(model) / "train.log")
+        stages = {}
+        for stage in ("train", "generate"):
+            record = Record.load(plan.folder(model) / f"{stage}.json")
+            assert record is not None
+            stages[stage] = {"seconds": record.seconds, "peak_mb": record.peak_mb}
+        rows += pyramidion_report.model_rows({**common, "model": model, "updates": args.updates}, log, rouge, stages)
+        cuts, pairs = log.cuts, rouge["pairs"]
+    floors = score(plan, models[0], floors=True)
+    for floor in ("lead", "oracle"):
+        rows += pyramidion_report.floor_rows({**common, "model": floor}, floors[floor])
+    types = len((plan.data / "dict.src.txt").read_text(encoding="utf-8").splitlines()) + 4
+    flags = {"batch size": args.batch_size, "precision": args.precision, "types": types}
+    return {
+        **provenance(this_command(), args.threads),
+        "data": {
+            "name": name,
+            "split": "valid",
+            "pairs": pairs,
+            "max_source_positions": args.max_source_positions,
+            "cut": cuts,
+        },
+        "settings": {**flags, "train": " ".join(TRAIN_FLAGS), "generate": " ".join(GENERATE_FLAGS)},
+        "rows": rows,
+    }
+
+
+def main() -> int:
+    args = get_parser().parse_args()
+    models = check(args)
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    folder = ROOT / "docs" / "results" if args.publish else (args.results or args.out / "results")
+    try:
+        plan = Plan(args, prepare(args))
+        done: list[str] = []
+        for model in models:
+            plan.folder(model).mkdir(exist_ok=True)
+            train(plan, model)
+            generate(plan, model)
+            done.append(model)
+            pyramidion_report.write(folder, results(plan, done))
+            say(f"wrote {folder / 'pyramidion.json'} and .md ({', '.join(done)})")
+    except StageFailed as err:
+        print(err, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
