@@ -117,6 +117,31 @@ pin() { # constraints.txt, with the torch that TORCH_SPEC chose in place of the 
   fi
 }
 
+# build [PYTHON]: a new virtual environment with PYTHON, or without it what the present one lacks
+build() {
+  rm -f "$MARK"
+  if [ $# -eq 1 ]; then
+    echo "setting up $VENV (once; a few minutes, fairseq is compiled)"
+    echo "  1/4 virtual environment with $("$1" --version 2>&1)"
+    rm -rf "$VENV"
+    "$1" -m venv "$VENV"
+  else
+    echo "bringing $VENV up to date"
+  fi
+  : >"$LOG"
+  pin
+  [ "$TORCH" != torch ] || echo "  (another build of torch, CPU or CUDA: set TORCH_SPEC or pip's usual index options)"
+  step "2/4 torch and build tools" install_torch
+  if [ "$TORCH" != torch ]; then
+    echo "torch==$("$PY" -c 'import torch; print(torch.__version__)')" >>"$PINS"
+  fi
+  step "3/4 fairseq (compiled where there is no wheel of it yet: about three minutes)" \
+    install --no-build-isolation -c "$PINS" fairseq-fixed
+  step "4/4 this project and its tools" install --no-build-isolation -c "$PINS" -e "$ROOT[dev]"
+}
+
+complete() { (cd / && "$PY" -c 'import fairseq.libbleu, fairseq.data.data_utils_fast, torch, deep_pyramidion, pytest') >>"$LOG" 2>&1; }
+
 main() {
   local wanted have='' chosen='' python
   wanted=$(hash_of_inputs)
@@ -128,40 +153,21 @@ main() {
   if [ "$have" = "$wanted" ] && [ "$TORCH" = "$chosen" ] && fits "$PY"; then
     return
   fi
-
   if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV")" ]; then
     fail "$VENV is there and is not a virtual environment: move it away"
   fi
   if usable; then
-    python=$PY
-  else
+    "$PY" -c 'import importlib.metadata; importlib.metadata.version("fairseq-fixed")' 2>/dev/null || check_compiler "$PY"
+    build
+  fi
+  if [ ! -f "$LOG" ] || ! usable || ! complete; then
     python=$(find_python)
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
       fail "$python has no venv module (Debian, Ubuntu: apt install python3-venv)"
-  fi
-  if [ "$python" = "$PY" ] && "$PY" -c 'import fairseq.libbleu' 2>/dev/null; then
-    echo "bringing $VENV up to date"
-  else
     check_compiler "$python"
-    echo "setting up $VENV (once; a few minutes, fairseq is compiled)"
+    build "$python"
+    complete || fail "the new environment does not work; see the end of $LOG"
   fi
-  if [ "$python" != "$PY" ]; then
-    echo "  1/4 virtual environment with $("$python" --version 2>&1)"
-    rm -rf "$VENV"
-    "$python" -m venv "$VENV"
-  else
-    echo "  1/4 virtual environment: the one that is there"
-  fi
-  rm -f "$MARK"
-  : >"$LOG"
-  pin
-  [ "$TORCH" != torch ] || echo "  (another build of torch, CPU or CUDA: set TORCH_SPEC or pip's usual index options)"
-  step "2/4 torch and build tools" install_torch
-  if [ "$TORCH" != torch ]; then
-    echo "torch==$("$PY" -c 'import torch; print(torch.__version__)')" >>"$PINS"
-  fi
-  step "3/4 fairseq (compiled here: about three minutes)" install --no-build-isolation -c "$PINS" fairseq-fixed
-  step "4/4 this project and its tools" install --no-build-isolation -c "$PINS" -e "$ROOT[dev]"
   printf '%s\n%s\n' "$wanted" "$TORCH" >"$MARK"
   echo "ready in $SECONDS s"
 }

@@ -3,6 +3,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -113,7 +114,9 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     head = provenance(this_command(), args.threads, args.device)
     print(f"{describe(head['machine'])}; torch {head['versions']['torch']}; commit {str(head['commit'])[:10]}")
-    status = 0
+    load, status = os.getloadavg()[0], 0
+    if load > 0.5:
+        print(f"warning: load average {load:.1f}: other programs run, times will be off", file=sys.stderr)
     try:
         if not agree(bench):
             print("the variants do not compute the same: no speed is measured", file=sys.stderr)
@@ -127,7 +130,13 @@ def main() -> int:
     print(summary(bench.rows))
     if not bench.rows:
         return status
-    settings = {**asdict(bench.setup), "sizes": bench.sizes, "runs": bench.runs, "complete": status == 0}
+    settings = {
+        **asdict(bench.setup),
+        "sizes": bench.sizes,
+        "runs": bench.runs,
+        "load_before": load,
+        "complete": status == 0,
+    }
     if args.json:
         write_json(args.json, {**head, "settings": settings}, bench.rows)
         print(f"wrote {args.json}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages import TrainingLog, write_json
+from experiment_stages import TrainingLog, write_json
 
 from fairseq_efficient.bench.machine import describe
 

@@ -2,6 +2,7 @@
 """Quality run: full attention, blockwise and Pyramidion, trained alike on long documents, decoded and scored."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
-sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see stages.run
+sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see experiment_stages.run
 
 # ruff: noqa: E402
 import pyramidion_report
-from stages import Record, StageFailed, entry, read_json, read_training_log, run
+from experiment_stages import Record, StageFailed, entry, read_json, read_training_log, run
 
 from fairseq_efficient.bench.machine import provenance, this_command
 from fairseq_efficient.errors import UserError, run_main
@@ -35,7 +36,7 @@ TRAIN_FLAGS = [
 GENERATE_FLAGS = [
     "--task", "long_summarization", "--source-lang", "src", "--target-lang", "tgt", "--gen-subset", "valid",
     "--beam", "4", "--max-len-b", "400", "--no-repeat-ngram-size", "3", "--lenpen", "1.0", "--scoring", "rouge",
-    "--bpe", "sentencepiece", "--log-format", "simple", "--log-interval", "10",
+    "--bpe", "sentencepiece", "--log-format", "simple", "--log-interval", "4",
 ]  # fmt: skip
 EPILOG = """
 Stages: prepare (once), then train, generate and score each model; a stage that is done is skipped, training goes on
@@ -59,11 +60,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", default=",".join(MODELS), help="comma list (default: %(default)s)")
     parser.add_argument("--updates", type=int, default=600, help="of each model (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="documents (default: %(default)s)")
+    parser.add_argument("--generate-batch-size", type=int, default=16, help="documents (default: %(default)s)")
     parser.add_argument("--max-source-positions", type=int, default=4096, help="(default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="for every model alike")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--log-interval", type=int, default=10, help="updates (default: %(default)s)")
+    parser.add_argument("--log-interval", type=int, metavar="N", help="updates (default: 10; on CUDA 100)")
     parser.add_argument("--save-interval", type=int, default=50, help="updates (default: %(default)s)")
     parser.add_argument("--results", type=Path, metavar="DIR", help="where the results go (default: OUT/results)")
     parser.add_argument("--publish", action="store_true", help="write docs/results/pyramidion.json and .md")
@@ -113,7 +115,7 @@ def check(args: argparse.Namespace) -> list[str]:
     for model in models:
         if model not in MODELS:
             raise UserError(f"--models {model}: not one of {', '.join(MODELS)}")
-    for flag in ("updates", "docs", "batch_size", "threads", "log_interval", "save_interval"):
+    for flag in ("updates", "docs", "batch_size", "generate_batch_size", "threads", "log_interval", "save_interval"):
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
@@ -187,7 +189,8 @@ def train(plan: Plan, model: str) -> None:
         command = [*fairseq("train"), str(plan.data), "--user-dir", str(ROOT / "deep_pyramidion"), *settings["flags"]]
         command += ["--save-dir", str(plan.checkpoint(model).parent), "--max-update", str(updates)]
         command += ["--validate-after-updates", str(updates), "--save-interval-updates", str(plan.args.save_interval)]
-        command += ["--log-interval", str(min(plan.args.log_interval, updates))]
+        interval = plan.args.log_interval or (10 if plan.args.device == "cpu" else 100)  # times are logged in seconds
+        command += ["--log-interval", str(min(interval, updates))]
         run(command, log, show_training(model, updates), plan.env, append=True, record=record, record_file=path)
         if not trained(log, updates):
             raise StageFailed(f"{model}: training ended before or after {updates} updates; see {log}")
@@ -235,11 +238,11 @@ def generate(plan: Plan, model: str) -> None:
     say(f"{model}: decoding the validation set")
     record = Record(settings)
     command = [*fairseq("generate"), str(plan.data), "--user-dir", str(ROOT / "deep_pyramidion"), *settings["flags"]]
-    command += ["--path", str(plan.checkpoint(model)), "--batch-size", str(plan.args.batch_size)]
+    command += ["--path", str(plan.checkpoint(model)), "--batch-size", str(plan.args.generate_batch_size)]
     command += ["--sentencepiece-model", str(plan.data / "spm.model")]
 
     def show(line: str) -> str | None:
-        return f"  {line.rstrip()[:150]}" if " | INFO | " in line and (" / " in line or "Translated" in line) else None
+        return f"  {line.rstrip()[:150]}" if re.search(r":\s+\d+ / \d+ |Translated", line) else None
 
     run(command, log, show, plan.env, record=record, record_file=path)
     record.done = True
@@ -286,7 +289,12 @@ def results(plan: Plan, models: list[str]) -> dict[str, Any]:
     for floor in ("lead", "oracle"):
         rows += pyramidion_report.floor_rows({**common, "model": floor}, floors[floor])
     types = len((plan.data / "dict.src.txt").read_text(encoding="utf-8").splitlines()) + 4
-    flags = {"batch size": args.batch_size, "precision": args.precision, "types": types}
+    flags = {
+        "batch size": args.batch_size,
+        "decoding batch size": args.generate_batch_size,
+        "precision": args.precision,
+        "types": types,
+    }
     return {
         **provenance(this_command(), args.threads),
         "data": {

@@ -24,6 +24,7 @@ from tests.deep_pyramidion.helpers import (
 )
 from tests.util import assert_close
 
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # of stock
 LENGTHS = [3, 17, 40, 64, 33]
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 
@@ -101,7 +102,10 @@ def test_p13_every_real_position_counts(name: str):
         assert torch.equal(touched, expected)
 
 
-@pytest.mark.parametrize("length", [30, 80], ids=["fits", "cut"])
+@pytest.mark.parametrize(
+    "length",
+    [30, pytest.param(80, marks=pytest.mark.xfail(strict=True, reason="given embeddings are cut without their end"))],
+)
 @torch.no_grad()
 def test_given_embeddings_are_used_like_looked_up_ones(length: int):
     """Also where the source is cut: the end that is kept has its own embedding."""
@@ -178,6 +182,12 @@ def test_chunk_positions_restart_in_each_chunk():
     plain, restarted = (build(chunk_positions=flag).encoder._embed(word, None)[0] for flag in (False, True))
     assert torch.equal(restarted[8:16], plain[:8]) and torch.equal(restarted[16:], plain[:4])
     assert not torch.equal(plain[8:16], plain[:8])
+
+
+@torch.no_grad()
+def test_both_values_of_global_positions_count_over_the_document():
+    one, two = (build(global_positions=value).encoder(pad(documents([50, 20]))) for value in (0, 1))
+    assert_close(one, two, 0, 0)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -304,6 +314,7 @@ def test_p17_reorder_encoder_out():
     assert_close(
         rows_of(moved), tuple(t.index_select(d, order) for t, d in zip(rows_of(out), (1, 0), strict=True)), 0, 0
     )
+    assert_close(moved["encoder_states"], [state[:, order] for state in out["encoder_states"]], 0, 0)
     back = encoder.reorder_encoder_out(moved, order.argsort())
     for key in ("encoder_out", "encoder_padding_mask", "encoder_states"):
         assert_close(back[key], out[key], 0, 0)

@@ -28,6 +28,7 @@ from tests.deep_pyramidion.helpers import (
 )
 from tests.util import assert_close
 
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # of stock
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from deep_pyramidion.pyramid import check_widths, parse_widths, pooling_layers
@@ -73,7 +73,7 @@ def test_p19_code_is_refused_not_run(text: str, tmp_path: Path, monkeypatch: pyt
     assert not file.exists()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(st.sampled_from("0123456789:,{} \n-'*()[]abtTrue\\\0#"), max_size=20))
 @example("0:1,#")
 def test_any_text_is_read_or_refused(text: str):
@@ -85,6 +85,7 @@ def test_any_text_is_read_or_refused(text: str):
         assert all(type(n) is int for pair in widths.items() for n in pair)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.integers(0, 50), st.integers(1, 10**6)))
 def test_what_is_written_is_read(widths: dict[int, int]):
     assert parse_widths(str(widths)) == widths

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -22,7 +22,7 @@ def owners(sentences: int, group: int) -> Tensor:
     return torch.arange(sentences).repeat_interleave(group)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_reorder_sentences_follows_every_row(data: st.DataObject):
     """Whatever the order (dropped, doubled, mixed rows): row i reads what row ``new_order[i]`` read."""
@@ -134,7 +134,7 @@ def test_cross_attention_cache_is_not_copied_for_beams():
 # --- cutting --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(st.sampled_from([PAD, PAD, EOS, 5, 6]), min_size=6, max_size=6), min_size=1, max_size=4))
 def test_align_left(rows: list[list[int]]):
     tokens = torch.tensor(rows)
