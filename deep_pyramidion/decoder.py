@@ -5,10 +5,11 @@ from typing import Any
 from fairseq.models.transformer import TransformerDecoderBase
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from deep_pyramidion.encoder import PyramidionEncoder
 from fairseq_efficient.modules.cached_attention import CachedCrossAttention, CachedSelfAttention
-from fairseq_efficient.modules.in_place import add_residual, in_place_activation
+from fairseq_efficient.modules.layer_steps import add_residual, in_place_activation
 from fairseq_efficient.precision import cpu_bf16_autocast
 
 
@@ -102,7 +103,7 @@ class PyramidionDecoder(TransformerDecoderBase):
             )
             inner_states.append(x)
             if layer_attn is not None and number == alignment_layer:
-                attn = layer_attn[:alignment_heads].mean(0).to(x)
+                attn = _in_source_columns(layer_attn[:alignment_heads].mean(0).to(x), encoder_out)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         x = x.transpose(0, 1)
@@ -116,10 +117,9 @@ class PyramidionDecoder(TransformerDecoderBase):
         """(R, t) ids -> (t or 1, R, C) and the padding mask, None where causality hides all pads anyway."""
         positions = None
         if self.embed_positions is not None:
-            positions = self.embed_positions(tokens, incremental_state=incremental_state)
+            positions = self.embed_positions(tokens) if incremental_state is None else self._newest_positions(tokens)
         if incremental_state is not None:
             tokens = tokens[:, -1:]
-            positions = None if positions is None else positions[:, -1:]
         padding_mask: Tensor | None = tokens.eq(self.padding_idx)
         assert padding_mask is not None
         if incremental_state is None and not full_context:
@@ -139,6 +139,15 @@ class PyramidionDecoder(TransformerDecoderBase):
             x = self.layernorm_embedding(x)
         return self.dropout_module(x).transpose(0, 1), padding_mask
 
+    def _newest_positions(self, tokens: Tensor) -> Tensor:
+        """Position embeddings (R, 1, C) of the last of the tokens (R, t). fairseq's own single step counts pads too."""
+        positions: Any = self.embed_positions
+        table = positions.weights if hasattr(positions, "weights") else positions.weight
+        if tokens.size(1) + self.padding_idx >= table.size(0):  # fairseq grows a sinusoidal table
+            return positions(tokens)[:, -1:]
+        real = tokens.ne(self.padding_idx)
+        return embedding(self.padding_idx + real.sum(1) * real[:, -1], table).unsqueeze(1)
+
     def reorder_incremental_state_scripting(self, incremental_state: dict, new_order: Tensor) -> None:
         for module in self.modules():
             if isinstance(module, CachedSelfAttention | CachedCrossAttention):
@@ -149,6 +158,15 @@ class PyramidionDecoder(TransformerDecoderBase):
 
     def make_generation_fast_(self, need_attn: bool = False, **kwargs: Any) -> None:
         self.need_attn = need_attn
+
+
+def _in_source_columns(attn: Tensor, encoder_out: dict[str, list[Any]] | None) -> Tensor:
+    """Attention (R, t, T') over the encoder's left-aligned tokens -> (R, t, T) over the source as it was given."""
+    columns, width = (encoder_out or {}).get("source_columns", [None, 0])
+    if columns is None:
+        return attn
+    columns = columns.repeat_interleave(attn.size(0) // columns.size(0), 0).unsqueeze(1).expand_as(attn)
+    return attn.new_zeros(*attn.shape[:2], width).scatter(2, columns, attn)
 
 
 def _encoder_states(encoder_out: dict[str, list[Any]] | None) -> tuple[Tensor | None, Tensor | None]:

@@ -5,7 +5,7 @@ at fairseq's borders [T_l, B, C]. Masks: True = pad.
 """
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fairseq.models.transformer import TransformerEncoderBase
@@ -15,12 +15,21 @@ from torch import Tensor
 from deep_pyramidion.pooler import TopkPooler
 from fairseq_efficient.modules.beam import reorder_sentences
 from fairseq_efficient.modules.chunked_self_attention import ChunkedSelfAttention
-from fairseq_efficient.modules.in_place import add_residual, in_place_activation
+from fairseq_efficient.modules.layer_steps import add_residual, in_place_activation
 from fairseq_efficient.precision import cpu_bf16_autocast
 from fairseq_efficient.text.truncation import CutCounter, align_left, cut_keep_last
 
 logger = logging.getLogger(__name__)
 ANY_LENGTH = int(1e9)
+
+
+class Encoded(NamedTuple):
+    """What :meth:`PyramidionEncoder.encode` gives."""
+
+    states: Tensor  # (B, T', C)
+    padding_mask: Tensor  # (B, T')
+    padded: bool  # whether the mask hides anything
+    columns: Tensor | None  # without pooling: the source column behind each state (B, T'), None if its own
 
 
 class PyramidionEncoderLayer(TransformerEncoderLayerBase):
@@ -101,7 +110,7 @@ class PyramidionEncoder(TransformerEncoderBase):
         ``encoder_embedding`` is empty: nothing reads it, and beam search would copy it.
         """
         states: list[Tensor] | None = [] if return_all_hiddens else None
-        x, mask, padded = self.encode(src_tokens, token_embeddings, states)
+        x, mask, padded, columns = self.encode(src_tokens, token_embeddings, states)
         return {
             "encoder_out": [x.transpose(0, 1)],
             "encoder_padding_mask": [mask],
@@ -111,6 +120,7 @@ class PyramidionEncoder(TransformerEncoderBase):
             "src_tokens": [],
             "src_lengths": [],
             "padded": [padded],
+            "source_columns": [columns, src_tokens.size(1)],
         }
 
     def encode(
@@ -119,14 +129,21 @@ class PyramidionEncoder(TransformerEncoderBase):
         token_embeddings: Tensor | None = None,
         states: list[Tensor] | None = None,
         trace: list[tuple[int, Any]] | None = None,
-    ) -> tuple[Tensor, Tensor, bool]:
-        """(B, T) ids -> pooled states (B, T', C), their mask (B, T') and whether it hides anything.
+    ) -> Encoded:
+        """(B, T) ids -> pooled states (B, T', C), their mask (B, T').
 
         Args:
             states: receives the state after the embedding and after each layer.
             trace: receives (layer, :class:`~fairseq_efficient.ops.topk_halving.Pooled`) of each pool that ran.
         """
-        src_tokens, mask, shortest, token_embeddings = self._prepare(src_tokens, token_embeddings)
+        src_tokens, columns, shortest = self._prepare(src_tokens)
+        mask = src_tokens.eq(self.padding_idx)
+        if token_embeddings is not None and columns is not None:
+            token_embeddings = token_embeddings.gather(
+                1, columns.unsqueeze(-1).expand(-1, -1, token_embeddings.size(2))
+            )
+        elif token_embeddings is not None:
+            token_embeddings = token_embeddings[:, : src_tokens.size(1)]
         with cpu_bf16_autocast(self.cfg.cpu_bf16, src_tokens.device):
             x = self._embed(src_tokens, token_embeddings)
             if shortest < x.size(1):
@@ -143,21 +160,21 @@ class PyramidionEncoder(TransformerEncoderBase):
                     states.append(x)
             if self.layer_norm is not None:
                 x = self.layer_norm(x)
-        return x, mask, shortest < x.size(1)
+        return Encoded(x, mask, shortest < x.size(1), None if self.pooler is not None else columns)
 
-    def _prepare(self, src_tokens: Tensor, embeddings: Tensor | None) -> tuple[Tensor, Tensor, int, Tensor | None]:
-        """Left-align, drop columns of pads, cut to the limit. Returns tokens, mask, the shortest row and embeddings."""
-        aligned, order, shortest, longest = align_left(src_tokens, self.padding_idx)
-        if embeddings is not None:
-            if order is not None:
-                embeddings = embeddings.gather(1, order.unsqueeze(-1).expand_as(embeddings))
-            embeddings = embeddings[:, : min(longest, self.source_limit)]
+    def _prepare(self, src_tokens: Tensor) -> tuple[Tensor, Tensor | None, int]:
+        """Left-align, drop columns of pads, cut to the limit.
+
+        Returns tokens (B, T'); the column of ``src_tokens`` each came from (B, T'), None if its own; the shortest row.
+        """
+        tokens, columns, shortest, longest = align_left(src_tokens, self.padding_idx)
         if longest > self.source_limit:
-            cut = aligned.ne(self.padding_idx).sum(1) > self.source_limit
+            cut = tokens.ne(self.padding_idx).sum(1) > self.source_limit
             self.cuts.add(int(cut.sum()), self.source_limit)
-            aligned = cut_keep_last(aligned, self.source_limit, self.padding_idx)
+            tokens, kept = cut_keep_last(tokens, self.source_limit, self.padding_idx)
+            columns = kept if columns is None else columns.gather(1, kept)
             shortest = min(shortest, self.source_limit)
-        return aligned, aligned.eq(self.padding_idx), shortest, embeddings
+        return tokens, columns if columns is None else columns[:, : tokens.size(1)], shortest
 
     def _embed(self, tokens: Tensor, embeddings: Tensor | None) -> Tensor:
         if not self.cfg.chunk_positions or tokens.size(1) <= self.cfg.chunk_size:
@@ -197,6 +214,9 @@ class PyramidionEncoder(TransformerEncoderBase):
         if documents is not None:
             states, mask = states.index_select(1, documents), mask.index_select(0, documents)
         hiddens = encoder_out["encoder_states"]
+        columns, width = encoder_out.get("source_columns", [None, 0])
+        if documents is not None and columns is not None:
+            columns = columns.index_select(0, documents)
         if documents is not None:
             hiddens = [state.index_select(1, documents) for state in hiddens]
         return {
@@ -208,5 +228,6 @@ class PyramidionEncoder(TransformerEncoderBase):
             "src_tokens": [],
             "src_lengths": [],
             "padded": encoder_out.get("padded", [True]),
+            "source_columns": [columns, width],
             "rows_per_sentence": [beam],
         }

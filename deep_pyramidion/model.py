@@ -1,6 +1,7 @@
 """The ``pyramidion`` model: builds its parts from flags, and reads checkpoints of its relatives."""
 
 import logging
+import os
 from typing import Any
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -25,16 +26,26 @@ logger = logging.getLogger(__name__)
 class PyramidionModel(TransformerModelBase):
     """Encoder-decoder for long documents (Pietruszka et al. 2022, arXiv 2009.05169)."""
 
+    arch = "pyramidion"
+
+    def __init__(self, cfg: Any, encoder: Any, decoder: Any):
+        super().__init__(cfg, encoder, decoder)
+        self.untrained_scorers: set[int] = set()  # layers whose scorer the loaded checkpoint did not have
+
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        # with defaults, so that a task that shares a flag (--max-source-positions) sees the architecture's value
-        gen_parser_from_dataclass(parser, getattr(cls, "__dataclass")(), delete_default=False)
+        # with defaults, so that a task that shares a flag (--max-source-positions) sees the architecture's value; set
+        # afterwards, because fairseq makes a switch whose default is True one that turns itself off
+        gen_parser_from_dataclass(parser, PyramidionConfig(), delete_default=False)
+        parser.set_defaults(**ARCHITECTURES.get(cls.arch, {}))
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "PyramidionModel":
         """Raises UserError for flags that cannot work together."""
-        cfg = complete_config(cfg, PyramidionConfig)
+        cfg = complete_config(cfg, getattr(cls, "__dataclass"))
         _check(cfg)
+        if cfg.share_all_embeddings and task.source_dictionary != task.target_dictionary:
+            raise UserError("--share-all-embeddings needs one dictionary for both sides (dict.*.txt differ)")
         nested = nested_transformer_config(cfg)
         nested.pooling_widths = _widths(cfg)
         nested.chunked = cfg.use_sparse_attn == "only_blockwise" or (
@@ -80,7 +91,14 @@ class PyramidionModel(TransformerModelBase):
         )
 
     def prepare_for_inference_(self, cfg: Any) -> None:
-        """Raises UserError for flags that need attention over source tokens while the source is pooled."""
+        """Raises UserError for flags that need attention over source tokens while the source is pooled, and for
+        pooling by scorers that were never trained (an overridden pyramid or ``max_source_positions``)."""
+        if self.untrained_scorers:
+            layers = ", ".join(map(str, sorted(self.untrained_scorers)))
+            raise UserError(
+                f"the checkpoint has no scorer for encoder layer {layers}: it was trained with another "
+                "--max-source-positions or --enc-layers-and-token-width than it is given now"
+            )
         for flag in ("replace_unk", "print_alignment"):
             if getattr(cfg.generation, flag, None) is None:
                 continue
@@ -104,6 +122,9 @@ class PyramidionModel(TransformerModelBase):
 def _check(cfg: Any) -> None:
     for side in ("encoder", "decoder"):
         dim, heads = getattr(cfg, f"{side}_embed_dim"), getattr(cfg, f"{side}_attention_heads")
+        for name in (f"{side}_embed_dim", f"{side}_ffn_embed_dim"):
+            if getattr(cfg, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(cfg, name)}")
         if heads < 1 or dim % heads:
             raise UserError(f"--{side}-attention-heads {heads} must divide --{side}-embed-dim {dim}")
         if getattr(cfg, f"{side}_layers") < 1:
@@ -111,6 +132,12 @@ def _check(cfg: Any) -> None:
     for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
         if not 0 <= getattr(cfg, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 0 and below 1, got {getattr(cfg, name)}")
+    if cfg.share_all_embeddings and cfg.encoder_embed_dim != cfg.decoder_embed_dim:
+        raise UserError("--share-all-embeddings needs equal --encoder-embed-dim and --decoder-embed-dim")
+    for side in ("encoder", "decoder"):
+        path = getattr(cfg, f"{side}_embed_path")
+        if path and not os.path.isfile(path):
+            raise UserError(f"--{side}-embed-path {path}: no such file")
     if cfg.chunk_size < 1:
         raise UserError(f"--chunk-size must be at least 1, got {cfg.chunk_size}")
     if not 0 <= cfg.chunk_overlap <= cfg.chunk_size:
@@ -140,7 +167,9 @@ def _register_architectures() -> None:
     for arch, values in ARCHITECTURES.items():
         name = "".join(part.title() for part in arch.split("_"))
         config = with_defaults(PyramidionConfig, f"{name}Config", values)
-        model = type(f"{name}Model", (PyramidionModel,), {"__module__": __name__, "__doc__": f"``--arch {arch}``"})
+        model = type(
+            f"{name}Model", (PyramidionModel,), {"__module__": __name__, "__doc__": f"``--arch {arch}``", "arch": arch}
+        )
         register_model(arch, dataclass=config)(model)
 
 

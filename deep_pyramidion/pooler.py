@@ -11,6 +11,8 @@ from fairseq_efficient.errors import UserError
 from fairseq_efficient.ops.topk_halving import Pooled, topk_halving
 from fairseq_efficient.schedules import geometric
 
+LARGEST_BASE = 1e6  # powers of scores up to 1 stay far from fp32's limit
+
 
 class FeedForwardScorer(nn.Sequential):
     def __init__(self, embed_dim: int):
@@ -43,10 +45,11 @@ class TopkPooler(nn.Module):
             UserError: a base of 1 or less, or a final base without updates.
         """
         super().__init__()
-        if not base > 1 or (base_final and not base_final > 1):
-            raise UserError(
-                f"--topk-softmax-base must be greater than 1, got {base}" + (f" and {base_final}" if base_final else "")
-            )
+        if base_updates < 0:
+            raise UserError(f"--topk-softmax-base-updates must be at least 0, got {base_updates}")
+        if not 1 < base <= LARGEST_BASE or (base_final and not 1 < base_final <= LARGEST_BASE):
+            given = f"{base}" + (f" and {base_final}" if base_final else "")
+            raise UserError(f"--topk-softmax-base must be greater than 1 and at most {LARGEST_BASE:g}, got {given}")
         if bool(base_final) != (base_updates > 0):
             raise UserError("--topk-softmax-base-final and --topk-softmax-base-updates go together")
         self.widths = dict(widths)

@@ -24,6 +24,7 @@ def upgrade_state_dict(model: Any, state: dict[str, Tensor], prefix: str) -> Non
     for key, value in own.items():
         if key.startswith(_SCORER) and prefix + key not in state:
             logger.warning("%s is not in the checkpoint: starts new", key)
+            model.untrained_scorers.add(int(key[len(_SCORER) :].split(".")[0]))
             state[prefix + key] = value
     for key in [k for k in state if k.startswith(f"{prefix}classification_heads.")]:
         logger.info("left out: %s", key)
@@ -35,11 +36,6 @@ def upgrade_state_dict(model: Any, state: dict[str, Tensor], prefix: str) -> Non
             state[prefix + key] = _continue_positions(
                 state[prefix + key], own[key], getattr(model, side).padding_idx, key
             )
-    for side in ("encoder", "decoder"):  # sinusoidal tables are computed, not stored; fairseq leaves these markers
-        state.pop(f"{prefix}{side}.embed_positions._float_tensor", None)
-        marker = f"{side}.embed_positions._float_tensor"
-        if marker in own:
-            state[prefix + marker] = own[marker]
 
 
 def _drop_mask_row(model: Any, state: dict[str, Tensor], prefix: str) -> None:

@@ -8,6 +8,7 @@ fault is present.
 import argparse
 import contextlib
 import functools
+import inspect
 import os
 import re
 import sys
@@ -46,6 +47,7 @@ def apply() -> None:
     require_torch(torch.__version__)
     silence_deprecations()
     restore_numpy_names()
+    keep_last_batch()
     read_checkpoints_safely()
     write_checkpoints_atomically()
     name_what_does_not_fit()
@@ -103,15 +105,60 @@ def require_torch(version: str) -> None:
 
 
 def restore_numpy_names() -> None:
-    """numpy 1.24 removed ``np.float``, which the dynamic CRF layer of fairseq still uses.
+    """numpy removed ``np.float`` (1.24; fairseq's dynamic CRF layer) and ``np.compat`` (2.0; ``--num-batch-buckets``,
+    language models that break blocks at sentences).
 
-    Only that module sees it again; numpy itself stays as it is, for libraries that look whether a name exists.
+    Only those modules see them again; numpy itself stays as it is, for libraries that look whether a name exists.
     ``np.int`` in ``data_utils`` is left alone: that branch next calls ``Generator.randint``, which never existed.
     """
+    from fairseq.data import language_pair_dataset, token_block_dataset
     from fairseq.modules import dynamic_crf_layer
 
-    if not hasattr(dynamic_crf_layer.np, "float"):
-        dynamic_crf_layer.np = _Overlay(numpy, float=float)
+    long = types.SimpleNamespace(long=numpy.int64)
+    users = (
+        (dynamic_crf_layer, "float", float),
+        (language_pair_dataset, "compat", long),
+        (token_block_dataset, "compat", long),
+    )
+    for module, name, value in users:
+        if not hasattr(module.np, name):
+            module.np = _Overlay(numpy, **{name: value})
+    rename_percentile_option()
+
+
+def rename_percentile_option() -> None:
+    """numpy 2.4 removed ``percentile(interpolation=...)`` for ``method``: ``--num-batch-buckets`` is a TypeError."""
+    from fairseq.data import data_utils
+
+    if "interpolation" in inspect.signature(numpy.percentile).parameters or isinstance(data_utils.np, _Overlay):
+        return
+
+    def percentile(*args: Any, interpolation: str = "linear", **kwargs: Any) -> Any:
+        return numpy.percentile(*args, method=interpolation, **kwargs)  # type: ignore[call-overload]
+
+    data_utils.np = _Overlay(numpy, percentile=percentile)
+
+
+def keep_last_batch() -> None:
+    """Stock drops the last batch, in every split, if its size is no multiple of ``--required-batch-size-multiple`` (8):
+    20 test lines give 16 hypotheses, 4 lines a ZeroDivisionError (fairseq issues 5036, 5094, 5351).
+    """
+    from fairseq.data import data_utils
+
+    def make_batches(stock: Any) -> Any:
+        def batch_by_size(indices: Any, *args: Any, **kwargs: Any) -> list[Any]:
+            indices = numpy.asarray(indices if hasattr(indices, "__len__") else list(indices), dtype=numpy.int64)
+            if len(indices) == 0:
+                return []
+            batches = list(stock(indices, *args, **kwargs))
+            if kwargs.get("fixed_shapes") is None:
+                rest = indices[sum(map(len, batches)) :]
+                batches += [rest] if len(rest) else []
+            return batches
+
+        return batch_by_size
+
+    _patch(data_utils, "batch_by_size", make_batches)
 
 
 def silence_deprecations() -> None:

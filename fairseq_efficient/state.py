@@ -58,7 +58,7 @@ class SelfAttentionCache:
         return self.buffer[:, 1, :, : self.length]
 
     def reorder(self, new_order: Tensor) -> None:
-        if self.spare is not None and self.spare.size(0) == new_order.numel():
+        if self.spare is not None and self.spare.size(0) == new_order.numel() and not self.buffer.requires_grad:
             torch.index_select(self.buffer, 0, new_order, out=self.spare)
             self.buffer, self.spare = self.spare, self.buffer
         else:

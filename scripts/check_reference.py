@@ -6,7 +6,9 @@ Exit status 0: all within tolerance; 1: some are not; 2: not a recording we know
 
 import argparse
 import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +30,7 @@ def main() -> int:
             raise UserError(f"{name}: kind {kind!r} is not one of {', '.join(sorted(CHECKS))}")
         print(f"{Path(name).name} ({recording['kind']})")
         count = 0
-        for quantity in check(recording):
+        for quantity in compared(check, recording, name):
             count += 1
             failed += not quantity.within
             verdict = "ok  " if quantity.within else "FAIL"
@@ -38,6 +40,13 @@ def main() -> int:
             raise UserError(f"{name}: the recording holds nothing to compare")
     print("all within tolerance" if not failed else f"{failed} quantities differ")
     return 1 if failed else 0
+
+
+def compared(check: Callable[[Any], Iterator[Any]], recording: Any, name: str) -> Iterator[Any]:
+    try:
+        yield from check(recording)
+    except KeyError as err:
+        raise UserError(f"{name}: the recording has no {err}") from None
 
 
 def read(path: Path) -> object:

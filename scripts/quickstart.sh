@@ -76,7 +76,7 @@ trap interrupted INT TERM
 
 say() { printf '\n== %s\n' "$*"; }
 
-# stage NAME [--shorten [--updates N]] -- COMMAND ...: runs it and keeps its time and memory for the report
+# stage NAME [--add] [--shorten [--updates N]] -- COMMAND ...: runs it and keeps its time and memory for the report
 stage() {
   local name=$1 status=0
   shift
@@ -129,7 +129,7 @@ train() {
   fi
   echo "all output: $OUT/train.log; checkpoints: $OUT/checkpoints, every $VALIDATE updates"
   [ ! -f "$OUT/checkpoints/checkpoint_last.pt" ] || echo "going on from the last checkpoint"
-  stage train --shorten --updates "$([ -n "$MINUTES" ] && echo 0 || echo "$UPDATES")" -- \
+  stage train --add --shorten --updates "$([ -n "$MINUTES" ] && echo 0 || echo "$UPDATES")" -- \
     fairseq-train "$OUT/data" --user-dir deep_pyramidion --task long_summarization --arch pyramidion_tiny \
     "${TRAIN_ON[@]}" "${budget[@]}" --max-target-positions 512 --batch-size 8 --update-epoch-batch-itr True \
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0.1 --optimizer adam \
@@ -151,9 +151,9 @@ decode() {
   rm -rf "$OUT/decoding"
   stage generate --shorten -- \
     fairseq-generate "$OUT/data" --user-dir deep_pyramidion --task long_summarization --path "$checkpoint" \
-    ${DECODE_ON[@]+"${DECODE_ON[@]}"} --gen-subset test --batch-size 8 --beam "$BEAM" --min-len 60 --max-len-b 200 \
+    ${DECODE_ON[@]+"${DECODE_ON[@]}"} --gen-subset test --batch-size 8 --beam "$BEAM" --min-len 100 --max-len-b 300 \
     --no-repeat-ngram-size 3 --bpe sentencepiece --sentencepiece-model "$OUT/data/spm.model" --scoring rouge \
-    --results-path "$OUT/decoding" --log-format tqdm
+    --results-path "$OUT/decoding" --log-format simple --log-interval 1
   mv "$OUT/decoding/generate-test.txt" "$log"
   rmdir "$OUT/decoding"
   echo "beam $BEAM" >"$OUT/decoded"

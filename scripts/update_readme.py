@@ -65,7 +65,8 @@ def speed(results: dict[str, Any] | None) -> str:
         return ""
     machine = results["machine"]
     lines = [
-        f"Speed ({machine.get('cpu', 'CPU')}, {machine.get('threads', '?')} threads, d=512, 6+6 layers, chunks of 512, halving to 512; "
+        f"Speed ({machine.get('cpu', 'CPU')}, {machine.get('threads', '?')} threads, d=512, 6+6 layers, chunks of 512, "
+        "halving to 512; "
         "[all rows](docs/results/bench_pyramidion.json), losses included):",
         "",
         "| work | against | seconds, ours / theirs | times faster | peak MB, ours / theirs |",

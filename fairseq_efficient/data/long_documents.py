@@ -1,7 +1,6 @@
 """Pairs of long documents and summaries: too long is cut and counted, nothing is ever dropped."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -78,26 +77,6 @@ class LongDocumentDataset(LanguagePairDataset):
                 target = target.new_tensor([eos])
             example["target"] = target if self.max_target is None else target[: self.max_target]
         return example
-
-    def batch_by_size(
-        self,
-        indices: np.ndarray,
-        max_tokens: int | None = None,
-        max_sentences: int | None = None,
-        required_batch_size_multiple: int = 1,
-    ) -> list[Sequence[int]]:
-        """Batches over all indices: fairseq drops the last one where it is no multiple, here it comes back."""
-        if len(indices) == 0:
-            return []
-        batches = list(super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple))
-        done = sum(map(len, batches))
-        rest = np.asarray(indices)[done:]
-        step = max(required_batch_size_multiple, 1)
-        if max_sentences:
-            step = min(step, max_sentences)
-        if max_tokens and len(rest):
-            step = max(1, min(step, int(max_tokens // max(self.num_tokens(i) for i in rest))))
-        return batches + [rest[i : i + step] for i in range(0, len(rest), step)]
 
 
 def cut_targets(sample: dict[str, Any], limit: int, pad: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from fairseq_efficient.modules.layer_steps import attention_dropout
 from fairseq_efficient.state import CrossAttentionCache, SelfAttentionCache
 
 _STATE = "attention_cache"
@@ -59,7 +60,7 @@ class CachedSelfAttention(MultiheadAttention):
             cache.append(k, v, key_padding_mask)
             k, v, key_padding_mask = cache.keys, cache.values, cache.padding_mask
         mask = _visible(key_padding_mask, length, causal)
-        dropout = self.dropout_module.p if self.training else 0.0
+        dropout = attention_dropout(self)
         out = scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal and mask is None
         )
@@ -97,7 +98,7 @@ class CachedCrossAttention(MultiheadAttention):
         q = self.q_proj(query).view(length, sentences, beam, self.num_heads, self.head_dim)
         q = q.permute(1, 3, 2, 0, 4).reshape(sentences, self.num_heads, beam * length, self.head_dim)
         mask = _visible(cache.padding_mask, beam * length, causal=False)
-        dropout = self.dropout_module.p if self.training else 0.0
+        dropout = attention_dropout(self)
         out = scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=mask, dropout_p=dropout)
         out = out.view(sentences, self.num_heads, beam, length, self.head_dim).permute(3, 0, 2, 1, 4)
         out = self.out_proj(out.reshape(length, rows, self.embed_dim))

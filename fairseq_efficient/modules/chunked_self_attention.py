@@ -5,6 +5,7 @@ from typing import Any
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
+from fairseq_efficient.modules.layer_steps import attention_dropout
 from fairseq_efficient.ops.chunk_attention import chunk_attention
 
 
@@ -47,6 +48,6 @@ class ChunkedSelfAttention(MultiheadAttention):
             key_padding_mask,
             overlap=self.chunk_overlap if self.chunk_size else 0,
             shift=self.chunk_shift if self.chunk_size else 0,
-            dropout_p=self.dropout_module.p if self.training else 0.0,
+            dropout_p=attention_dropout(self),
         )
         return self.out_proj(out.reshape(batch, length, self.embed_dim)), None

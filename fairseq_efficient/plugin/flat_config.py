@@ -22,6 +22,7 @@ _PARTS = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": 
 _LEFT_OUT = {
     "xformers_att_config", "layers_to_keep", "char_inputs", "relu_dropout", "export", "base_layers", "base_sublayers",
     "base_shuffle", "no_cross_attention", "cross_self_attention", "adaptive_input", "tie_adaptive_proj",
+    "tie_adaptive_weights",
 }  # fmt: skip
 _SAME_AS_EMBED_DIM = {"decoder_input_dim", "decoder_output_dim"}
 

@@ -115,7 +115,7 @@ def curves(lines: Sequence[Line], x_label: str, y_label: str, description: str, 
         axes.set_ylabel(y_label)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         if len(lines) > 1:
-            axes.legend(loc="best", labelcolor="linecolor")
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), labelcolor="linecolor")
 
     return draw(plot, description, height=height)
 

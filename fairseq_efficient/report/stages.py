@@ -50,14 +50,14 @@ def read_stages(path: Path) -> list[Stage]:
     return stages
 
 
-def record(path: Path, new: Stage) -> None:
-    """Add a run to the stage of that name."""
+def record(path: Path, new: Stage, add: bool = False) -> None:
+    """Add a run to the stage of that name; one that was done before is begun anew, unless ``add``."""
     stages = read_stages(path) if path.exists() else []
     old = next((stage for stage in stages if stage.name == new.name), None)
     if old is None:
         stages.append(new)
     else:
-        again = old.done  # done before and started anew: it replaces the old one
+        again = old.done and not add
         old.seconds = new.seconds + (0 if again else old.seconds)
         old.peak_mb = new.peak_mb if again else max(old.peak_mb, new.peak_mb)
         old.runs = 1 if again else old.runs + 1
@@ -71,7 +71,7 @@ class Readable:
     """Shortens the output of fairseq-train and fairseq-generate for people: numbers in words, its chatter left out."""
 
     _LINE = re.compile(r"(?:[\d-]+ [\d:,]+ \| (\w+) \| (\S+) \| |(DEBUG|INFO|WARNING|ERROR):([\w.]+):)(.*)")
-    _BAR = re.compile(r".*?\|\s*(\d+)/(\d+) \[[\d:]+<([\d:?]+)")  # tqdm's
+    _BATCH = re.compile(r"(?:.*\|)?\s*:\s+(\d+) / (\d+) ")  # --log-format simple
 
     def __init__(self, updates: int = 0):
         self.updates, self.last = updates, (0, time.monotonic())
@@ -79,9 +79,7 @@ class Readable:
 
     def __call__(self, line: str) -> str | None:
         """What to print for a line; None for nothing."""
-        bar, told = self._BAR.match(line), self._LINE.match(line)
-        if bar:
-            return self._progress(int(bar[1]), int(bar[2]), bar[3])
+        told = self._LINE.match(line)
         if told is None:
             skip = self.inside or not line.strip()
             self.inside = self.inside and line != ")"
@@ -93,19 +91,25 @@ class Readable:
         if found is not None:
             return self._numbers(*found)
         level, name, text = told[1] or told[3], told[2] or told[4], told[5]
+        batch = self._BATCH.match(text) if "progress_bar" in name else None
+        if batch:
+            return self._progress(int(batch[1]), int(batch[2]))
         self.inside = text.endswith("(")  # the model, printed over many lines
         if level in ("WARNING", "ERROR"):
             return None if "BLEU" in text else f"{level.lower()}: {text}"
         ours = name.startswith(("fairseq_efficient", "deep_pyramidion")) and level == "INFO"
         return text if ours or re.match(r"Loaded checkpoint|done training|num\. shared|Translated", text) else None
 
-    def _progress(self, count: int, total: int, left: str) -> str | None:
+    def _progress(self, count: int, total: int) -> str | None:
         """A line for each tenth of the way."""
         tenth = 10 * count // max(total, 1)
-        if tenth <= self.tenth or not count:
+        if tenth <= self.tenth:
             return None
-        self.tenth = tenth
-        return f"batch {count:,} of {total:,}" + (f", {left} left" if "?" not in left and count < total else "")
+        self.tenth, now = tenth, time.monotonic()
+        before, since = self.last
+        self.last = (count, now)
+        left = (total - count) * (now - since) / (count - before) if 0 < before < count else 0
+        return f"batch {count:,} of {total:,}" + (f", about {duration(left)} left" if left else "")
 
     def _numbers(self, tag: str, numbers: dict[str, float]) -> str | None:
         update = int(numbers.get("num_updates") or 0)
@@ -135,10 +139,12 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def run_stage(path: Path, name: str, command: list[str], readable: Readable | None = None) -> int:
+def run_stage(path: Path, name: str, command: list[str], readable: Readable | None = None, add: bool = False) -> int:
     """Run a command, record it, return its exit status (130 for Ctrl-C). UserError if it cannot be started."""
     start = time.monotonic()
-    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if readable else {}
+    pipe: dict[str, Any] = {}
+    if readable is not None:
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
     interrupted: list[int] = []  # Ctrl-C reaches the command too: it ends, and then so do we
     before = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
     try:
@@ -156,7 +162,7 @@ def run_stage(path: Path, name: str, command: list[str], readable: Readable | No
     signal.signal(signal.SIGINT, before)
     megabytes = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     seconds = time.monotonic() - start
-    record(path, Stage(name, round(seconds, 1), round(megabytes), 1, code == 0, shlex.join(command)))
+    record(path, Stage(name, round(seconds, 1), round(megabytes), 1, code == 0, shlex.join(command)), add)
     return 130 if code in (-signal.SIGINT, 130) else (code if code >= 0 else 128 - code)
 
 
@@ -164,6 +170,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, required=True, help="where time and memory are kept (JSON)")
     parser.add_argument("--name", required=True, help="name of the stage")
+    parser.add_argument("--add", action="store_true", help="it goes on with what was done before: add up the time")
     parser.add_argument(
         "--shorten", action="store_true", help="shorten the output (of fairseq-train, fairseq-generate)"
     )
@@ -173,7 +180,7 @@ def main() -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise UserError("no command to run (after --)")
-    return run_stage(args.file, args.name, command, Readable(args.updates) if args.shorten else None)
+    return run_stage(args.file, args.name, command, Readable(args.updates) if args.shorten else None, args.add)
 
 
 if __name__ == "__main__":

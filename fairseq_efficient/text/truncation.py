@@ -28,13 +28,17 @@ def align_left(tokens: Tensor, pad: int) -> tuple[Tensor, Tensor | None, int, in
     return tokens[:, : max(longest, 1)], order, shortest, longest
 
 
-def cut_keep_last(tokens: Tensor, limit: int, pad: int) -> Tensor:
-    """Cut left-aligned rows (B, T) to ``limit`` columns; rows that were longer end in their last token (EOS)."""
-    lengths = tokens.ne(pad).sum(1)
-    last = tokens.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1))
-    tokens = tokens[:, :limit].clone()
-    tokens[:, -1:] = torch.where((lengths > limit).unsqueeze(1), last, tokens[:, -1:])
-    return tokens
+def cut_keep_last(tokens: Tensor, limit: int, pad: int) -> tuple[Tensor, Tensor]:
+    """Cut left-aligned rows (B, T) to ``limit`` columns; rows that were longer end in their last token (EOS).
+
+    Returns:
+        tokens (B, min(limit, T)) and the column each came from, int64.
+    """
+    limit = min(limit, tokens.size(1))
+    lengths = tokens.ne(pad).sum(1, keepdim=True)
+    columns = torch.arange(limit, device=tokens.device).expand(tokens.size(0), -1).clone()
+    columns[:, -1:] = torch.where(lengths > limit, lengths - 1, columns[:, -1:])
+    return tokens.gather(1, columns), columns
 
 
 class CutCounter:

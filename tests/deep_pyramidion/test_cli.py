@@ -74,9 +74,7 @@ def plain(pair_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     "more",
     [
         ("--max-tokens", "150", "--batch-size", "40"),
-        pytest.param(
-            ("--num-batch-buckets", "2"), marks=pytest.mark.xfail(strict=True, reason="numpy has no interpolation=")
-        ),
+        ("--num-batch-buckets", "2"),
         ("--required-seq-len-multiple", "8", "--left-pad-source", "--left-pad-target"),
         ("--checkpoint-activations",),
         ("--encoder-layerdrop", "0.5", "--decoder-layerdrop", "0.5"),
@@ -140,7 +138,6 @@ def test_alignments_are_refused_while_pooling(pair_data: Path, pooled: Path, tmp
         interactive(pair_data, pooled, ["w1 w2"], tmp_path, "--replace-unk", "")
 
 
-@pytest.mark.xfail(strict=True, reason="weights are those of left-aligned tokens")
 def test_alignments_without_pooling(pair_data: Path, tmp_path: Path):
     """Every hypothesis has one, and the padding of its batch does not show in it."""
     train(pair_data, tmp_path, "--encoder-pooling", "lambda")

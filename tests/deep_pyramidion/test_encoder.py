@@ -104,7 +104,7 @@ def test_p13_every_real_position_counts(name: str):
 
 @pytest.mark.parametrize(
     "length",
-    [30, pytest.param(80, marks=pytest.mark.xfail(strict=True, reason="given embeddings are cut without their end"))],
+    [30, 80],
 )
 @torch.no_grad()
 def test_given_embeddings_are_used_like_looked_up_ones(length: int):

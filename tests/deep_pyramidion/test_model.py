@@ -69,6 +69,12 @@ def test_p11_scorers_exist_only_where_a_layer_pools():
     assert layers(enc_layers_and_token_width="") == layers(**NO_POOLING) == layers(max_source_positions=10) == set()
 
 
+def test_scorers_are_one_layer_or_two_of_a_quarter_of_the_width():
+    linear, ffn = (build(encoder_pooling_arch=arch).encoder.pooler.scorer["2"] for arch in ("linear", "ffn"))
+    assert [tuple(p.shape) for p in linear.parameters()] == [(1, 16), (1,)]
+    assert [tuple(p.shape) for p in ffn.parameters()] == [(4, 16), (4,), (1, 4), (1,)]
+
+
 def test_pooling_in_training_is_soft_even_with_hard_inference():
     one, two = build(), build(hard_topk_inference=True)
     assert_close(one_step(one.train(), [64, 30]), one_step(two.train(), [64, 30]), 0, 0)

@@ -106,7 +106,6 @@ def test_script_refuses_in_one_line(tmp_path: Path):
         assert f"{name}.pt" in line
 
 
-@pytest.mark.xfail(strict=True, reason="KeyError with a traceback")
 def test_script_refuses_a_recording_that_lacks_something(tmp_path: Path):
     recording = read(MODEL)
     del recording["logits"]

@@ -168,6 +168,8 @@ def test_a_stage_is_timed_and_its_parts_add_up(tmp_path: Path):
     assert one.seconds >= 0.4 and 60 < one.peak_mb < 500
     stages.record(file, stages.Stage("train", 1.0, 2.0))  # begun anew after it was done
     assert stages.read_stages(file)[0] == stages.Stage("train", 1.0, 2.0)
+    stages.record(file, stages.Stage("train", 2.0, 1.0), add=True)  # went on after it was done
+    assert stages.read_stages(file)[0] == stages.Stage("train", 3.0, 2.0, runs=2)
     with pytest.raises(UserError, match="no-such-command"):
         stages.run_stage(file, "x", ["no-such-command"])
     for bad in ("", "{}", '[{"seconds": 1}]', '[{"name": "a", "seconds": "x", "peak_mb": 1}]'):
@@ -192,9 +194,9 @@ def test_fairseqs_output_in_short():
         ("INFO:fairseq_cli.generate:NOTE: hypothesis", None),
         ("INFO:valid:" + LOG[5], "update 20: valid: loss 11.00, rouge1 14.50"),
         ("INFO:fairseq_cli.generate:Translated 3 sentences", "Translated 3 sentences"),
-        ("  0%|          | 0/14 [00:00<?, ?it/s]", None),
-        (" 50%|#####     | 7/14 [00:10<00:10,  1.4it/s]", "batch 7 of 14, 00:10 left"),
-        (" 53%|#####     | 7/14 [00:10<00:10,  1.4it/s]", None),
+        ("INFO:fairseq.logging.progress_bar::      2 / 40 wps=167", "batch 2 of 40"),
+        (prefix + "INFO | fairseq.logging.progress_bar | :      3 / 40 wps=167", None),
+        (prefix + "INFO | fairseq.logging.progress_bar | :     40 / 40 wps=167", "batch 40 of 40"),
         ("error: --flag: no", "error: --flag: no"),
         ("Traceback (most recent call last):", "Traceback (most recent call last):"),
     ]

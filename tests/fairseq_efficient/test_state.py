@@ -156,8 +156,8 @@ def test_cut_keep_last(limit: int):
     rows = [[5, 6, 7, 8, EOS], [5, 6, 7, EOS], [5, EOS], [EOS], []]
     tokens = torch.tensor([row + [PAD] * (5 - len(row)) for row in rows])
     before = tokens.clone()
-    cut = cut_keep_last(tokens, limit, PAD)
-    assert torch.equal(tokens, before)
+    cut, columns = cut_keep_last(tokens, limit, PAD)
+    assert torch.equal(tokens, before) and torch.equal(tokens.gather(1, columns), cut)
     for row, left in zip(rows, cut.tolist(), strict=True):
         expected = row if len(row) <= limit else [*row[: limit - 1], row[-1]]
         assert left == expected + [PAD] * (min(limit, 5) - len(expected))

@@ -45,7 +45,7 @@ def chunk_attention(
     if padding_mask is not None:
         padding_mask = pad(padding_mask, (shift + overlap, tail + overlap), value=True)
         padding_mask = padding_mask.unfold(1, chunk_size + 2 * overlap, chunk_size).flatten(0, 1)
-    q = _pad_time(q, shift, tail).view(batch * count, chunk_size, heads, dim)
+    q = _pad_time(q, shift, tail).reshape(batch * count, chunk_size, heads, dim)
     k = _windows(_pad_time(k, shift + overlap, tail + overlap), chunk_size, overlap)
     v = _windows(_pad_time(v, shift + overlap, tail + overlap), chunk_size, overlap)
     out = _attend(q, k, v, padding_mask, dropout_p)
@@ -60,7 +60,7 @@ def _windows(x: Tensor, chunk_size: int, overlap: int) -> Tensor:
     """(B, count * chunk + 2 * overlap, H, D) -> (B * count, chunk + 2 * overlap, H, D)."""
     heads, dim = x.shape[2:]
     if not overlap:
-        return x.view(-1, chunk_size, heads, dim)
+        return x.reshape(-1, chunk_size, heads, dim)
     window = chunk_size + 2 * overlap
     return x.unfold(1, window, chunk_size).permute(0, 1, 4, 2, 3).reshape(-1, window, heads, dim)
 

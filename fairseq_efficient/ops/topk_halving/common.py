@@ -7,12 +7,15 @@ from torch import Tensor
 
 
 class Pooled(NamedTuple):
-    """Result of :func:`topk_halving`. B batch, k' = min(k, n) kept slots, C channels."""
+    """Result of :func:`topk_halving`. B batch, k' = min(k, n) kept slots, C channels.
+
+    With n <= k these are the inputs as they came (index counts the positions, pads included).
+    """
 
     values: Tensor  # (B, k', C), in the dtype of the input values; masked slots are zero
     scores: Tensor  # (B, k'), blended scores, fp32 or better; masked slots are zero
     padding_mask: Tensor | None  # (B, k') True = pad, or None if no input was padded
-    index: Tensor  # type: ignore[assignment]  # (B, k') int64: position of the input that weighs most in each slot; -1 in masked slots
+    index: Tensor  # type: ignore[assignment]  # (B, k') int64: position of the input that won every round of its slot; -1 if masked
 
 
 def num_rounds(n: int, k: int) -> int:

@@ -142,10 +142,11 @@ def _round(scores, mask, members, weights, base: float, flip_right: bool, sort_b
         winner, loser = winner.gather(1, back), loser.gather(1, back)
     high, low = scores.gather(1, winner), scores.gather(1, loser)
     weight = torch.sigmoid(base**high - base**low)
-    if mask is not None:
-        weight = weight.masked_fill(mask.gather(1, loser), 1.0)  # a bye
-        mask = mask.gather(1, winner)
     scores = low + weight * (high - low)
+    if mask is not None:
+        bye = mask.gather(1, loser)  # nobody to merge with: pass unchanged, to the last bit
+        weight, scores = weight.masked_fill(bye, 1.0), torch.where(bye, high, scores)
+        mask = mask.gather(1, winner)
     wide = (-1, -1, members.size(2))
     won, lost = winner.unsqueeze(-1).expand(wide), loser.unsqueeze(-1).expand(wide)
     share = weight.unsqueeze(-1)
