@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import functools
 import inspect
+import math
 import os
 import re
 import sys
@@ -48,6 +49,7 @@ def apply() -> None:
     silence_deprecations()
     restore_numpy_names()
     keep_last_batch()
+    block_repeated_ngrams()
     read_checkpoints_safely()
     write_checkpoints_atomically()
     name_what_does_not_fit()
@@ -165,6 +167,29 @@ def silence_deprecations() -> None:
     """fairseq's old hydra and torch calls warn some ten times per command, in paragraphs that bury a real message."""
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
+
+
+def block_repeated_ngrams() -> None:
+    """``--no-repeat-ngram-size`` blocks nothing without fairseq's CUDA extension: stock compares with the end of the
+    token *buffer*, which is padding until the last step, in a Python loop over hypotheses.
+    """
+    from fairseq.ngram_repeat_block import NGramRepeatBlock
+
+    def make_block(stock: Any) -> Any:
+        def _no_repeat_ngram(self: Any, tokens: Any, lprobs: Any, bsz: int, beam_size: int, step: int) -> Any:
+            size = self.no_repeat_ngram_size
+            if step >= size:
+                seen = tokens[:, 1 : step + 1].unfold(
+                    1, size, 1
+                )  # (R, step - size + 1, size), without the start symbol
+                last = tokens[:, step + 2 - size : step + 1].unsqueeze(1)
+                row, place = (seen[:, :, :-1] == last).all(-1).nonzero(as_tuple=True)
+                lprobs[row, seen[row, place, -1]] = -math.inf
+            return lprobs
+
+        return _no_repeat_ngram
+
+    _patch(NGramRepeatBlock, "_no_repeat_ngram", make_block)
 
 
 def read_checkpoints_safely() -> None:

@@ -253,6 +253,7 @@ def _with_weights(model: Any, stock: Any) -> Any:
     wrong = [name for name in missing if ".scorer." not in name] + list(unexpected)
     if wrong:
         raise RuntimeError(f"weights that the variants do not share: {wrong[:3]}")
+    getattr(model, "untrained_scorers", set()).clear()  # random ones compute the same work
     return model.eval()
 
 

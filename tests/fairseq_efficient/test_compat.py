@@ -331,3 +331,39 @@ def test_a_users_shell_shows_one_line(pair_data: Path, tmp_path: Path):
     train = Command("hydra_train", hydra, cwd=tmp_path, fresh=True)
     assert "no.pt does not exist" in error_line(generate.wait(expect=2))
     assert "--fp16 needs a GPU" in error_line(train.wait(expect=2))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_repeated_ngrams_are_blocked(size: int):
+    """Against a loop: after w1 .. wt, no word may complete an n-gram that is there already."""
+    from fairseq.ngram_repeat_block import NGramRepeatBlock
+
+    block, draw = NGramRepeatBlock(size, use_extension=False), torch.Generator().manual_seed(size)
+    rows, vocab, longest = 6, 7, 12
+    tokens = torch.full((rows, longest + 2), 1)
+    tokens[:, 0] = 2
+    blocked = 0
+    for step in range(longest + 1):
+        found = block(tokens, torch.zeros(rows, vocab), 2, 3, step).isinf()
+        for row in range(rows):
+            words = tokens[row, 1 : step + 1].tolist()
+            there = {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
+            head = tuple(words[len(words) - size + 1 :]) if size > 1 else ()
+            expected = [len(head) == size - 1 and (*head, word) in there for word in range(vocab)]
+            assert found[row].tolist() == expected
+        blocked += int(found.sum())
+        if step < longest:
+            tokens[:, step + 1] = torch.randint(3, vocab, (rows,), generator=draw)
+    assert blocked
+
+
+def test_no_batch_is_dropped_and_empty_splits_do_not_crash():
+    from fairseq.data import data_utils
+
+    sizes = np.arange(1, 21)
+    for multiple in (1, 3, 8):
+        batches = data_utils.batch_by_size(
+            np.arange(20), lambda i: int(sizes[i]), sizes, max_sentences=8, required_batch_size_multiple=multiple
+        )
+        assert np.concatenate(batches).tolist() == list(range(20))
+    assert data_utils.batch_by_size(np.arange(0), lambda i: 1, max_sentences=8, required_batch_size_multiple=8) == []
