@@ -47,12 +47,15 @@ Series = dict[str, dict[int, float]]
 
 
 def time_series(rows: list[Row], ours: str) -> dict[str, Series]:
-    """what -> line -> {size: seconds}, for rows whose baseline is a model (not another size or an operator)."""
+    """what -> line -> {size: seconds}, for rows whose baseline is a model (not another size or an operator).
+
+    Rows that time a single step stay out: their neighbours on the axis time a whole summary.
+    """
     found: dict[str, Series] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         what, size, *variant, baseline = row.name.split("/")
         baseline = baseline.removeprefix("vs_")
-        if row.unit != "x" or row.at_most or baseline.isdigit():
+        if row.unit != "x" or row.at_most or baseline.isdigit() or "one step" in row.note:
             continue
         found[what][" ".join([ours, *variant])][int(size)] = row.ours_s
         found[what][baseline][int(size)] = row.baseline_s
