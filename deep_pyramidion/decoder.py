@@ -7,9 +7,8 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from deep_pyramidion.encoder import PyramidionEncoder
 from fairseq_efficient.modules.cached_attention import CachedCrossAttention, CachedSelfAttention
-from fairseq_efficient.modules.layer_steps import add_residual, in_place_activation
+from fairseq_efficient.modules.layer_steps import add_residual, in_place_activation, wrap_layer
 from fairseq_efficient.precision import cpu_bf16_autocast
 
 
@@ -59,7 +58,7 @@ class PyramidionDecoder(TransformerDecoderBase):
             self.embed_positions = None
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> Any:
-        return PyramidionEncoder._wrap(PyramidionDecoderLayer(cfg), cfg)
+        return wrap_layer(PyramidionDecoderLayer(cfg), cfg)
 
     def forward(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor
 from deep_pyramidion.pooler import TopkPooler
 from fairseq_efficient.modules.beam import reorder_sentences
 from fairseq_efficient.modules.chunked_self_attention import ChunkedSelfAttention
-from fairseq_efficient.modules.layer_steps import add_residual, in_place_activation
+from fairseq_efficient.modules.layer_steps import add_residual, in_place_activation, wrap_layer
 from fairseq_efficient.precision import cpu_bf16_autocast
 from fairseq_efficient.text.truncation import CutCounter, align_left, cut_keep_last
 
@@ -73,17 +73,7 @@ class PyramidionEncoder(TransformerEncoderBase):
     def build_encoder_layer(self, cfg: Any) -> Any:
         layer = PyramidionEncoderLayer(cfg, self._built)
         self._built += 1
-        return self._wrap(layer, cfg)
-
-    @staticmethod
-    def _wrap(layer: Any, cfg: Any) -> Any:
-        """Activation checkpointing and FSDP, as fairseq wraps its own layers."""
-        from fairseq.distributed import fsdp_wrap
-        from fairseq.modules.checkpoint_activations import checkpoint_wrapper
-
-        if cfg.checkpoint_activations:
-            layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
-        return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+        return wrap_layer(layer, cfg)
 
     @property
     def source_limit(self) -> int:
@@ -151,9 +141,10 @@ class PyramidionEncoder(TransformerEncoderBase):
             if states is not None:
                 states.append(x)
             # as LayerDropModuleList draws it; a dropped layer keeps its place in the pyramid, so its pool still runs
-            keep = torch.empty(len(self.layers)).uniform_() > self.encoder_layerdrop if self.training else None
+            drops = self.training and self.encoder_layerdrop > 0
+            keep = torch.empty(len(self.layers)).uniform_() > self.encoder_layerdrop if drops else None
             for number in range(len(self.layers)):
-                if keep is None or self.encoder_layerdrop == 0 or keep[number]:
+                if keep is None or keep[number]:
                     x = self.layers[number](x, encoder_padding_mask=mask if shortest < x.size(1) else None)
                 x, mask = self._pool(x, mask, number, shortest, trace)
                 if states is not None:

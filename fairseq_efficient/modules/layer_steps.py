@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from fairseq import utils
+from fairseq.distributed import fsdp_wrap
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor
 
 
@@ -26,3 +28,10 @@ def attention_dropout(attention: Any) -> float:
     """Dropout on the weights of a fairseq attention module now: in training, or with ``--retain-dropout``."""
     dropout = attention.dropout_module
     return float(dropout.p) if attention.training or dropout.apply_during_inference else 0.0
+
+
+def wrap_layer(layer: torch.nn.Module, cfg: Any) -> Any:
+    """Activation checkpointing and FSDP, as fairseq wraps its own layers (cfg: a nested ``TransformerConfig``)."""
+    if cfg.checkpoint_activations:
+        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+    return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
