@@ -91,6 +91,7 @@ def bootstrap(scores: np.ndarray, samples: int, seed: int = 1) -> np.ndarray:
     mean = scores.mean(axis=0)
     if samples <= 0 or len(scores) < 2:
         return np.stack([mean, mean])
+    scores = scores[np.lexsort(scores.T)]  # fairseq decodes by length, a file is in its own order: the same interval
     rng = np.random.default_rng(seed)
     means = np.empty((samples, scores.shape[1]))
     for i in range(samples):

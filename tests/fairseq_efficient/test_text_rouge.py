@@ -125,3 +125,9 @@ def test_oracle() -> None:
     assert oracle("", reference) == "" and oracle("Nothing.", reference) == ""
     chosen = naive_oracle(document, reference, 4)
     assert mark_sentences([document[i] for i in chosen]) == oracle(" ".join(document), reference)
+
+
+def test_the_interval_does_not_depend_on_the_order_of_the_pairs():
+    scores = np.random.default_rng(0).random((30, 4))
+    shuffled = np.random.default_rng(1).permutation(scores)
+    assert np.array_equal(bootstrap(scores, 200), bootstrap(shuffled, 200))
