@@ -84,9 +84,31 @@ def speed(results: dict[str, Any] | None) -> str:
 
 
 def quality(results: dict[str, Any] | None) -> str:
+    """Each model of the quality run on one line: scores and what training cost."""
     if results is None:
         return ""
-    return f"Quality: [docs/results/pyramidion.md](docs/results/pyramidion.md) ({len(results['rows'])} rows).\n"
+    rows = results["rows"]
+    cells = {(row["model"], row["metric"]): row for row in rows}
+    names = {"full": "full attention", "lead": "lead (first sentences)"}
+    data = results["data"]
+    updates = max(row["updates"] for row in rows)
+    parameters = max(row["params"] for row in rows) / 1e6
+    lines = [
+        f"Quality at equal size ({parameters:.1f} million parameters) and equal training ({updates:,} updates from "
+        f"scratch), {data['name']}, {data['pairs']:,} documents cut to {data['max_source_positions']:,} tokens "
+        "([details](docs/results/pyramidion.md)); so short a training stays below lead for every model:",
+        "",
+        "| model | ROUGE-1 | ROUGE-2 | ROUGE-L | seconds per update | training MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        if model == "oracle":
+            continue
+        scores = [f"{cells[model, kind]['value']:.1f}" for kind in ("rouge1", "rouge2", "rougeL")]
+        each = cells.get((model, "seconds_per_update_fastest"))
+        cost = [f"{each['value']:.2f}", f"{each['peak_mb']:,}"] if each else ["-", "-"]
+        lines.append("| " + " | ".join([names.get(model, model), *scores, *cost]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from fairseq_efficient.errors import UserError
 
 WHAT = {
     "encoder_forward", "train_step", "generate", "pooling", "attention", "packed_forward", "eval_latency", "softmax",
-    "decode",
+    "decode", "memory", "matmul",
 }  # fmt: skip
 ALWAYS = {"bound", "goal", "ours_mb", "baseline_mb"}  # null where a row has none; other fields are left out
 
@@ -42,6 +42,7 @@ class Row:
     ours_tokens_per_s: float | None = None
     baseline_tokens_per_s: float | None = None
     note: str = ""
+    lines: tuple[str, str] | None = None  # what the picture calls ours and the baseline over size; None: see the name
 
     @property
     def met(self) -> bool | None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,10 +13,21 @@ from statistics import median
 from typing import Any
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.report.train_log import interval_seconds
 
 
 class StageFailed(Exception):
     """A command ended with an error; the message is for the user."""
+
+
+def fairseq(tool: str) -> list[str]:
+    """The command of fairseq that belongs to this Python."""
+    found = Path(sys.executable).parent / f"fairseq-{tool}"
+    return [sys.executable, str(found)] if found.exists() else [sys.executable, "-m", f"fairseq_cli.{tool}"]
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,7 @@ class TrainingLog:
     loss: float | None = None
     parameters: int | None = None
     cuts: dict[str, str] = field(default_factory=dict)  # split -> what was cut
+    gpu: str | None = None  # its name
     gpu_gb: float | None = None  # in all
     gpu_free_gb: float | None = None  # at the least
     finished: bool = False  # the last run ended by itself
@@ -158,6 +171,11 @@ class TrainingLog:
     @property
     def seconds_per_update(self) -> float | None:
         return median(self.intervals.values()) if self.intervals else None
+
+    @property
+    def fastest_update(self) -> float | None:
+        """Seconds per update of the fastest interval: what other work on the machine disturbed least."""
+        return min(self.intervals.values()) if self.intervals else None
 
     @property
     def gpu_peak_mb(self) -> float | None:
@@ -192,7 +210,7 @@ def _take(log: TrainingLog, tag: str, values: dict[str, Any], last: int) -> int:
         return last
     update = int(values["num_updates"])
     if update > last:
-        each = float(values["train_wall"]) / (update - last)
+        each = interval_seconds(values, update - last) or 0.0
         log.seconds_of.update(dict.fromkeys(range(last + 1, update + 1), each))
         log.intervals[update] = each
     log.loss = float(values["loss"])
@@ -206,7 +224,40 @@ def _take_text(log: TrainingLog, line: str) -> None:
         log.finished = True
     elif found := re.search(r"num\. shared model params: ([\d,]+)", line):
         log.parameters = int(found.group(1).replace(",", ""))
-    elif found := re.search(r"total memory = ([\d.]+) GB", line):
-        log.gpu_gb = float(found.group(1))
+    elif found := re.search(r"total memory = ([\d.]+) GB(?: ; name = (.+?)\s*$)?", line):
+        log.gpu_gb, log.gpu = float(found.group(1)), found.group(2)
     elif found := re.search(r"(\w[\w-]*): ([\d,]+ of [\d,]+ sources cut.*)$", line):
         log.cuts[found.group(1)] = found.group(2)
+
+
+def trained(log: Path, updates: int) -> bool:
+    """Whether a training ended after exactly so many updates."""
+    if not log.exists():
+        return False
+    found = read_training_log(log)
+    return found.finished and found.updates == updates
+
+
+_SHOWN = (("nll", "valid_nll_loss"), ("bits", "valid_bpc"), ("segments of", "valid_shortening_factor"))
+
+
+def show_training(model: str, updates: int) -> Callable[[str], str | None]:
+    """One short line for each of fairseq's JSON lines."""
+    last: dict[str, float] = {}
+
+    def show(line: str) -> str | None:
+        found = entry(line)
+        if found is None or found[0] not in ("train_inner", "valid"):
+            return f"  {line.rstrip()}" if "sources cut" in line or "Loaded checkpoint" in line else None
+        tag, values = found
+        if tag == "valid":
+            return f"  {model}: validation {' '.join(f'{name} {values[key]}' for name, key in _SHOWN if key in values)}"
+        update, wall = int(values["num_updates"]), float(values["wall"])
+        text = f"  {model}: update {update}/{updates}, loss {values['loss']}"
+        if last:
+            each = (wall - last["wall"]) / max(update - last["update"], 1)
+            text += f", {each:.1f} s each, about {each * (updates - update) / 60:.0f} min left"
+        last.update(update=update, wall=wall)
+        return text
+
+    return show

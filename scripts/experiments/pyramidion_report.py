@@ -36,8 +36,10 @@ Models this small, trained this briefly and without pretraining, learn the form 
 the table for what pooling costs or gains at equal training, not as the quality of the architecture. The paper trained
 far larger models on far more documents.
 
-Training time is the sum of fairseq's `train_wall` (steps only: no validation, no start, no saving). Memory is the
-largest resident set of the process (on a GPU, for training: the most that torch allocated).
+Training time is the sum of fairseq's `train_wall` (steps only: no validation, no start, no saving). Seconds per update
+are the median of the logged intervals and, in brackets, the fastest of them: the machine was not idle otherwise, so
+compare the fastest; `bench_pyramidion.json` has speeds measured side by side. Memory is the largest resident set of the
+process (on a GPU, for training: the most that torch allocated).
 """
 
 
@@ -54,6 +56,7 @@ def model_rows(
     numbers = {
         "valid_nll_loss": log.valid.get("valid_nll_loss"),
         "seconds_per_update": log.seconds_per_update,
+        "seconds_per_update_fastest": log.fastest_update,
         "generate_seconds": stages["generate"]["seconds"],
         "generate_peak_mb": _whole(stages["generate"]["peak_mb"]),
         "summary_words": rouge["words"],
@@ -142,7 +145,7 @@ def _cost(cells: Mapping[Any, Any], model: str, row: Mapping[str, Any]) -> list[
         f"{row['params']:,}" if row["params"] else "-",
         f"{row['updates']:,}",
         _duration(row["seconds"]),
-        _value(cells, model, "seconds_per_update", 2),
+        _value(cells, model, "seconds_per_update", 2) + f" ({_value(cells, model, 'seconds_per_update_fastest', 2)})",
         f"{row['peak_mb']:,}",
         _duration(cells[model, "generate_seconds"]["value"]),
         f"{cells[model, 'generate_peak_mb']['value']:,.0f}",

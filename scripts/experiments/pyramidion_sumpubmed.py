@@ -4,7 +4,6 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,17 @@ sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see ex
 
 # ruff: noqa: E402
 import pyramidion_report
-from experiment_stages import Record, StageFailed, entry, read_json, read_training_log, run
+from experiment_stages import (
+    Record,
+    StageFailed,
+    fairseq,
+    read_json,
+    read_training_log,
+    run,
+    say,
+    show_training,
+    trained,
+)
 
 from fairseq_efficient.bench.machine import provenance, this_command
 from fairseq_efficient.errors import UserError, run_main
@@ -128,16 +137,6 @@ def check(args: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(models))
 
 
-def fairseq(tool: str) -> list[str]:
-    """The command of fairseq that belongs to this Python."""
-    found = Path(sys.executable).parent / f"fairseq-{tool}"
-    return [sys.executable, str(found)] if found.exists() else [sys.executable, "-m", f"fairseq_cli.{tool}"]
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 
@@ -196,36 +195,6 @@ def train(plan: Plan, model: str) -> None:
             raise StageFailed(f"{model}: training ended before or after {updates} updates; see {log}")
     record.settings["updates"], record.done = updates, True
     record.save(path)
-
-
-def trained(log: Path, updates: int) -> bool:
-    """Whether a training ended after exactly so many updates."""
-    if not log.exists():
-        return False
-    found = read_training_log(log)
-    return found.finished and found.updates == updates
-
-
-def show_training(model: str, updates: int) -> Callable[[str], str | None]:
-    """One short line for each of fairseq's JSON lines."""
-    last: dict[str, float] = {}
-
-    def show(line: str) -> str | None:
-        found = entry(line)
-        if found is None or found[0] not in ("train_inner", "valid"):
-            return f"  {line.rstrip()}" if "sources cut" in line or "Loaded checkpoint" in line else None
-        tag, values = found
-        if tag == "valid":
-            return f"  {model}: validation nll {values.get('valid_nll_loss')}"
-        update, wall = int(values["num_updates"]), float(values["wall"])
-        text = f"  {model}: update {update}/{updates}, loss {values['loss']}"
-        if last:
-            each = (wall - last["wall"]) / max(update - last["update"], 1)
-            text += f", {each:.1f} s each, about {each * (updates - update) / 60:.0f} min left"
-        last.update(update=update, wall=wall)
-        return text
-
-    return show
 
 
 def generate(plan: Plan, model: str) -> None:

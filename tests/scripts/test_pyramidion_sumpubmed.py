@@ -109,7 +109,7 @@ def test_rows_and_page(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results" / "pyramidion.json").read_text()) == found
     page = (tmp_path / "results" / "pyramidion.md").read_text()
     assert "| full attention | 10.00 [9.00, 11.00] | 11.00 [10.00, 12.00] |" in page
-    assert "| full attention | 1,450,752 | 10 | 50 s | 5.00 | 802 | 5 min | 702 | 6.780 |" in page
+    assert "| full attention | 1,450,752 | 10 | 50 s | 5.00 (5.00) | 802 | 5 min | 702 | 6.780 |" in page
     assert page.count("| lead (no model) |") == 1 and "with local changes" in page
 
 
