@@ -1,32 +1,13 @@
 """Compare our modules with recordings of the original's numbers; see ``scripts/check_reference.py``."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from deep_pyramidion.original import build_from_original
 from fairseq_efficient.ops.topk_halving import topk_halving
-
-
-class Difference(NamedTuple):
-    """One compared quantity: where, largest absolute difference, and whether it is within tolerance."""
-
-    name: str
-    largest: float
-    within: bool
-    tolerance: str
-
-
-def difference(name: str, ours: Tensor, recorded: Tensor, atol: float, rtol: float = 0.0) -> Difference:
-    """A shape mismatch counts as an infinite difference."""
-    tolerance = f"{atol:g}" + (f" + {rtol:g} x |recorded|" if rtol else "")
-    if ours.shape != recorded.shape:
-        return Difference(f"{name} {tuple(ours.shape)} vs {tuple(recorded.shape)}", float("inf"), False, tolerance)
-    gap = (ours.detach().double() - recorded.double()).abs()
-    within = bool((gap <= atol + rtol * recorded.double().abs()).all())
-    return Difference(name, float(gap.max()) if gap.numel() else 0.0, within, tolerance)
+from fairseq_efficient.recording import Difference, difference
 
 
 @torch.no_grad()

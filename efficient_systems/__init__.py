@@ -1,3 +1,4 @@
 """Every system in one --user-dir."""
 
 import deep_pyramidion  # noqa: F401
+import dynamic_pooling  # noqa: F401

@@ -11,6 +11,7 @@ from torch import Tensor
 from fairseq_efficient.modules.beam import reorder_sentences
 
 _BLOCK = 32  # tokens by which a cache grows: at most this many slots are copied for nothing
+_FIRST = 64  # slots of a cache that doubles
 
 
 @dataclass
@@ -92,3 +93,109 @@ class CrossAttentionCache:
 
     def size_bytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one causal layer whose rows share a length (one token per step and row), or whose rows have
+    lengths of their own (:meth:`ragged`: some rows get a key in a step). Capacity doubles; no step copies the past.
+
+    Slots beyond the length of a row hold finite numbers that mean nothing.
+    """
+
+    lengths: Tensor | int = 0  # keys of every row, or (R,) int64 keys of each row
+    buffer: Tensor | None = None  # (2, R, H, capacity, D), keys then values; made by the first key, in its dtype
+    longest: int = 0  # keys of the longest row
+    table: Tensor | None = None  # what the layer knows about positions, (., positions, n); not per row
+    spare: Tensor | None = None  # target of the next reorder: the two buffers take turns
+
+    @classmethod
+    def ragged(cls, rows: int, device: torch.device | str | None = None) -> "LayerCache":
+        """An empty cache of ``rows`` rows that grow one by one."""
+        return cls(torch.zeros(rows, dtype=torch.int64, device=device))
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Add (R, H, n, D) keys and values to all rows; they must share a length."""
+        if not isinstance(self.lengths, int):
+            raise ValueError("rows of different lengths: use append_rows")
+        end = self.lengths + keys.size(2)
+        buffer = self._room(keys, keys.size(0), end)
+        buffer[0, :, :, self.lengths : end] = keys
+        buffer[1, :, :, self.lengths : end] = values
+        self.lengths = self.longest = end
+
+    def append_rows(self, rows: Tensor | None, keys: Tensor, values: Tensor) -> None:
+        """Add one key and value (m, H, 1, D) to each of ``rows`` (m,) int64, no row twice; None means all rows."""
+        if isinstance(self.lengths, int):
+            raise ValueError("rows share a length: use append, or a ragged cache")
+        if rows is None:
+            rows = torch.arange(self.lengths.numel(), device=keys.device)
+        place = self.lengths[rows]
+        longest = max(self.longest, int(place.max()) + 1)
+        buffer = self._room(keys, self.lengths.numel(), longest)
+        buffer[0][rows, :, place] = keys.squeeze(2)
+        buffer[1][rows, :, place] = values.squeeze(2)
+        self.lengths = self.lengths.index_add(0, rows, torch.ones_like(rows))
+        self.longest = longest
+
+    def fill(self, keys: Tensor, values: Tensor, lengths: Tensor | None = None) -> None:
+        """Start with (R, H, n, D) keys and values; row r keeps the first ``lengths[r]`` (int64) of them, or all.
+
+        Raises:
+            ValueError: there are keys already, or lengths are missing in a ragged cache.
+        """
+        if self.longest:
+            raise ValueError("only an empty cache can be filled")
+        if lengths is None and not isinstance(self.lengths, int):
+            raise ValueError("a ragged cache is filled with the lengths of its rows")
+        used = keys.size(2)
+        buffer = self._room(keys, keys.size(0), used)
+        buffer[0, :, :, :used] = keys
+        buffer[1, :, :, :used] = values
+        self.lengths = used if lengths is None else lengths.clone()
+        self.longest = used if lengths is None else int(lengths.max())
+
+    def select_rows(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | int]:
+        """keys and values (m, H, t, D) and lengths of ``rows`` (m,), or of all rows without copying anything."""
+        assert self.buffer is not None
+        used = self.buffer[:, :, :, : self.longest]
+        if rows is None:
+            return used[0], used[1], self.lengths
+        lengths = self.lengths if isinstance(self.lengths, int) else self.lengths[rows]
+        return used[0].index_select(0, rows), used[1].index_select(0, rows), lengths
+
+    def reorder(self, new_order: Tensor) -> None:
+        """Row i becomes the old row ``new_order[i]``; rows may be dropped or doubled."""
+        count = new_order.numel()
+        if count == self._rows() and torch.equal(new_order, torch.arange(count, device=new_order.device)):
+            return
+        if not isinstance(self.lengths, int):
+            self.lengths = self.lengths.index_select(0, new_order)
+            self.longest = int(self.lengths.max()) if count else 0
+        if self.buffer is None:
+            return
+        two, _, heads, capacity, dim = self.buffer.shape
+        target = self.spare
+        if target is None or target.size(1) != count or self.buffer.requires_grad:
+            target = self.buffer.new_zeros(two, count, heads, capacity, dim)
+        for kind in (0, 1):
+            target[kind, :, :, : self.longest] = self.buffer[kind, :, :, : self.longest].index_select(0, new_order)
+        self.buffer, self.spare = target, self.buffer
+
+    def _rows(self) -> int | None:
+        if self.buffer is not None:
+            return self.buffer.size(1)
+        return None if isinstance(self.lengths, int) else self.lengths.numel()
+
+    def _room(self, like: Tensor, rows: int, end: int) -> Tensor:
+        """The buffer, with room for ``end`` keys such as ``like`` (., H, ., D) in each row."""
+        capacity = 0 if self.buffer is None else self.buffer.size(3)
+        if self.buffer is None or end > capacity:
+            grown = like.new_zeros(2, rows, like.size(1), max(_FIRST, 2 * capacity, end), like.size(3))
+            if self.buffer is not None:
+                grown[:, :, :, : self.longest] = self.buffer[:, :, :, : self.longest]
+            self.buffer, self.spare = grown, None
+        return self.buffer
+
+    def size_bytes(self) -> int:
+        return sum(one.nbytes for one in (self.buffer, self.spare, self.table) if one is not None)

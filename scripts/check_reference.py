@@ -6,16 +6,20 @@ Exit status 0: all within tolerance; 1: some are not; 2: not a recording we know
 
 import argparse
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from deep_pyramidion import recording as pyramidion
+from dynamic_pooling import recording as dynamic_pooling
 from fairseq_efficient.errors import UserError, run_main
 
-CHECKS = {**pyramidion.CHECKS}
+CHECKS = {**pyramidion.CHECKS, **dynamic_pooling.CHECKS}
 
 
 def main() -> int:

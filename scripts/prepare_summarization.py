@@ -3,7 +3,6 @@
 
 import argparse
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,8 +16,9 @@ from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.text import corpora, formats
 from fairseq_efficient.text.clean import NORMALIZATIONS
 from fairseq_efficient.text.fetch import default_cache
+from fairseq_efficient.text.prepared import check_names, describe, existing, named_files
 from fairseq_efficient.text.reading import Bad, Example
-from fairseq_efficient.text.summarization import Options, existing, prepare
+from fairseq_efficient.text.summarization import Options, prepare
 
 EPILOG = """
 inputs, one of:
@@ -80,33 +80,6 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def named_files(flag: str, values: list[str], default: str | None = None) -> dict[str, Path]:
-    """``NAME=FILE`` arguments as a dict in order; UserError for a bad or repeated name."""
-    found: dict[str, Path] = {}
-    for value in values:
-        name, equals, file = value.partition("=")
-        if default is not None and (not equals or Path(value).exists()):
-            name, file = default, value
-        elif not equals or not file:
-            raise UserError(f"{flag} {value}: expected NAME=FILE")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise UserError(f"{flag} {value}: a split name has letters, digits, - and _ only")
-        if name in found:
-            raise UserError(f"{flag} {value}: split {name} is given twice")
-        found[name] = Path(file)
-    return found
-
-
-def check_names(names: Iterable[str]) -> list[str]:
-    """fairseq joins train, train1, train2 ... into one: refuse such names side by side."""
-    names = list(names)
-    for name in names:
-        for other in names:
-            if re.fullmatch(rf"{re.escape(name)}\d+", other):
-                raise UserError(f"split names {name} and {other}: fairseq-train would join them; rename one")
-    return names
-
-
 Reader = Callable[[], Iterable[Example | Bad]]
 
 
@@ -128,14 +101,6 @@ def file_readers(args: argparse.Namespace) -> tuple[dict[str, Reader], dict[str,
     else:
         readers = {name: partial(formats.read_jsonl, path, *fields) for name, path in files.items()}
     return readers, {name: [path] for name, path in files.items()}
-
-
-def describe(paths: list[Path]) -> list[list[Any]]:
-    """Name, size and time of files, to notice that they changed."""
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: No such file")
-    return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
 def choose_input(args: argparse.Namespace) -> tuple[Callable[[], Iterator[corpora.Item]], list[str], dict[str, Any]]:

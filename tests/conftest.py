@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fairseq_efficient.compat import NOISE
-from tests.util import make_pair_data
+from tests.util import make_pair_data, make_stream_data
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,3 +36,15 @@ def _seeded() -> Iterator[None]:
 def pair_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny binarised src-tgt data set: 40 sentence pairs to train on, 12 each in valid and test."""
     return make_pair_data(tmp_path_factory.mktemp("pair_data"))
+
+
+@pytest.fixture(scope="session")
+def stream_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny character data: 640 characters to train on, 200 each in valid and test, with boundaries."""
+    return make_stream_data(tmp_path_factory.mktemp("stream_data"))
+
+
+@pytest.fixture(scope="session")
+def datasets(pair_data: Path, stream_data: Path) -> dict[str, Path]:
+    """The data set of each kind that ``System.data`` names."""
+    return {"pairs": pair_data, "stream": stream_data}

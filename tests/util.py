@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,17 +35,26 @@ class System:
     user_dir: str
     arch: str
     flags: tuple[str, ...] = ()
+    data: str = "pairs"  # or "stream": which of conftest's data sets it trains on
+    noisy: bool = False  # draws random numbers in training that --dropout 0 does not turn off
 
     def __str__(self) -> str:
         return self.arch
 
 
+HOURGLASS = (
+    "--model-config", "[1, (2,), 1]", "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "32",
+    "--decoder-attention-heads", "2",
+)  # fmt: skip
 SYSTEMS = (
     System(
         "deep_pyramidion",
         "pyramidion_tiny",
         ("--encoder-pooling", "topk", "--enc-layers-and-token-width", "0:16,1:8", "--chunk-size", "8"),
     ),
+    System("dynamic_pooling", "dynamic_pooling_lm_entropy", HOURGLASS, data="stream"),
+    System("dynamic_pooling", "dynamic_pooling_lm_gumbel_fast", (*HOURGLASS, "--dropout", "0.1"), "stream", noisy=True),
+    System("dynamic_pooling", "dynamic_pooling_lm_unigram", HOURGLASS, data="stream"),
 )
 
 
@@ -83,11 +93,48 @@ def make_pair_data(
     return folder
 
 
+def make_stream_data(folder: Path | str, train: int = 640, valid: int = 200, test: int = 200, seed: int = 0) -> Path:
+    """Write binarised character data, words of a small lexicon in documents of some 80 characters, with the boundaries
+    of a tokenizer that ends a segment at spaces and after every third letter."""
+    from fairseq.data import Dictionary, indexed_dataset
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    letters, draw = Dictionary(), random.Random(seed)
+    for symbol in "\u2581abcdefghij":
+        letters.add_symbol(symbol, n=9)
+    letters.save(str(folder / "dict.txt"))
+    lexicon = ["".join(draw.choices("abcdefghij", k=draw.randint(1, 7))) for _ in range(30)]
+    for split, count in (("train", train), ("valid", valid), ("test", test)):
+        tokens = indexed_dataset.make_builder(str(folder / f"{split}.bin"), impl="mmap", vocab_size=len(letters))
+        marks = indexed_dataset.MMapIndexedDatasetBuilder(str(folder / f"{split}.boundaries.bin"), dtype=np.uint8)
+        written = 0
+        while written < count:
+            length = min(80, count - written)
+            text = "\u2581".join(draw.choices(lexicon, k=40))[: length - 1]
+            ids = [*(letters.index(symbol) for symbol in text), letters.eos()]
+            tokens.add_item(torch.IntTensor(ids))
+            ends = [symbol == "\u2581" or place % 3 == 2 for place, symbol in enumerate(text)]
+            marks.add_item(torch.tensor([*map(int, ends), 1]))
+            written += len(ids)
+        tokens.finalize(str(folder / f"{split}.idx"))
+        marks.finalize(str(folder / f"{split}.boundaries.idx"))
+    return folder
+
+
+_DATA_FLAGS = {
+    "pairs": ("--task", "translation", "--source-lang", "src", "--target-lang", "tgt"),
+    "stream": (
+        "--task", "dynamic_pooling_lm", "--criterion", "dynamic_pooling_cross_entropy", "--tokens-per-sample", "16",
+    ),
+}  # fmt: skip
+
+
 def train_args(data: Path | str, save_dir: Path | str, system: System, *more: str) -> list[str]:
-    """A training of a few seconds: 5 updates an epoch on :func:`make_pair_data`, every update logged as JSON."""
+    """A training of a few seconds: 5 or 6 updates an epoch on the data sets made here, every update logged as JSON."""
     return [
         str(data), "--user-dir", str(ROOT / system.user_dir), "--arch", system.arch, *system.flags,
-        "--save-dir", str(save_dir), "--task", "translation", "--source-lang", "src", "--target-lang", "tgt",
+        "--save-dir", str(save_dir), *_DATA_FLAGS[system.data],
         "--cpu", "--optimizer", "adam", "--lr", "0.01", "--batch-size", "8", "--max-update", "8", "--num-workers", "0",
         "--update-epoch-batch-itr", "True", "--log-format", "json", "--log-interval", "1", "--seed", "1", *more,
     ]  # fmt: skip

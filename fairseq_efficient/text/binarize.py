@@ -11,11 +11,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fairseq_efficient.errors import UserError
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 _MAGIC = b"MMIDIDX\x00\x00"
-_CODES = {np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
+_CODES = {np.dtype(np.uint8): 1, np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
+_LONGEST = np.iinfo(np.int32).max  # fairseq's index holds sizes as int32
 
 
 def token_dtype(types: int) -> np.dtype:
@@ -24,11 +27,12 @@ def token_dtype(types: int) -> np.dtype:
 
 
 class TokenWriter:
-    """Writes ``PREFIX.bin`` item by item and ``PREFIX.idx`` on leaving the context."""
+    """Writes ``PREFIX.bin`` item by item, or in blocks of any size, and ``PREFIX.idx`` on leaving the context."""
 
     def __init__(self, prefix: Path, dtype: np.dtype) -> None:
         self.prefix, self.dtype = prefix, dtype
         self.sizes = array.array("i")
+        self._open = 0  # tokens of the item that has not ended
 
     def __enter__(self) -> "TokenWriter":
         self._file = open(f"{self.prefix}.bin", "wb")
@@ -36,10 +40,22 @@ class TokenWriter:
 
     def add(self, tokens: np.ndarray) -> None:
         """Append one item, 1-D integers of the writer's dtype, EOS included."""
+        self.extend(tokens, np.array([len(tokens)]))
+
+    def extend(self, tokens: np.ndarray, ends: np.ndarray) -> None:
+        """Append a block of tokens; items end before the positions ``ends`` of it (ascending, at most its length).
+
+        What follows the last end belongs to an item that later blocks continue. UserError for an item of 2**31 tokens.
+        """
         if tokens.dtype != self.dtype:
             raise TypeError(f"{tokens.dtype} given, {self.dtype} expected")
         self._file.write(tokens.tobytes())
-        self.sizes.append(len(tokens))
+        sizes = np.diff(ends, prepend=0, append=len(tokens))
+        sizes[0] += self._open
+        if sizes[0] > _LONGEST:
+            raise UserError(f"{self.prefix.name}: a document of more than {_LONGEST:,} tokens; cut it into several")
+        self.sizes.frombytes(sizes[:-1].astype(np.int32).tobytes())
+        self._open = int(sizes[-1])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -47,6 +63,8 @@ class TokenWriter:
         self._file.close()
         if kind is not None:
             return
+        if self._open:
+            raise ValueError(f"{self.prefix}: the last item has not ended")
         sizes = np.frombuffer(self.sizes, dtype=np.int32) if len(self.sizes) else np.zeros(0, np.int32)
         ends = np.cumsum(sizes, dtype=np.int64) * self.dtype.itemsize
         pointers = np.concatenate([np.zeros(1, np.int64), ends])[:-1]

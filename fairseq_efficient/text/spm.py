@@ -11,9 +11,8 @@ import sentencepiece
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.sentences import SENTENCE_MARK
+from fairseq_efficient.text.symbols import SPECIALS, UNK
 
-SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq's first four types, in its order
-EOS, UNK = 2, 3
 SAMPLE_CHARACTERS = 30_000_000
 _CHUNK = 1000  # characters; the trainer skips lines beyond 4192 bytes
 _THREADS = 4  # fixed: the trainer's sums, and so its model, depend on it
@@ -44,6 +43,25 @@ def sample(items: Iterable[str], kept: int, total: int) -> Iterator[str]:
             yield item
 
 
+def _train(lines: Iterable[str], characters: int, flag: str, **options: Any) -> bytes:
+    """A serialized unigram model; deterministic. UserError, naming ``flag``, if sentencepiece cannot make one."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sample(chunks(lines), SAMPLE_CHARACTERS, characters),
+            model_writer=model,
+            model_type="unigram",
+            hard_vocab_limit=False,
+            num_threads=_THREADS,
+            minloglevel=2,
+            **options,
+        )
+    except RuntimeError as err:
+        why = " ".join(str(err).split()).rpartition("] ")[2]
+        raise UserError(f"{flag}: sentencepiece cannot train: {why[:200]}") from None
+    return model.getvalue()
+
+
 def train_spm(lines: Iterable[str], characters: int, types: int, form: str = "nfkc") -> bytes:
     """A serialized unigram model; deterministic.
 
@@ -51,33 +69,41 @@ def train_spm(lines: Iterable[str], characters: int, types: int, form: str = "nf
     dictionary in the model that will be trained, fairseq's four special types included. A corpus too small for
     that gives fewer. UserError if ``types`` is too small for the corpus's characters.
     """
-    model = io.BytesIO()
-    normalization = "nmt_nfkc" if form == "nfkc" else "identity"
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sample(chunks(lines), SAMPLE_CHARACTERS, characters),
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=types - len(SPECIALS) + 1,
-            hard_vocab_limit=False,
-            character_coverage=0.9999,
-            normalization_rule_name=normalization,
-            user_defined_symbols=[SENTENCE_MARK],
-            unk_id=0,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            num_threads=_THREADS,
-            minloglevel=2,
-        )
-    except RuntimeError as err:
-        why = " ".join(str(err).split()).rpartition("] ")[2]
-        raise UserError(f"--vocab-size {types}: sentencepiece cannot train: {why[:200]}") from None
-    return model.getvalue()
+    return _train(
+        lines,
+        characters,
+        f"--vocab-size {types}",
+        vocab_size=types - len(SPECIALS) + 1,
+        character_coverage=0.9999,
+        normalization_rule_name="nmt_nfkc" if form == "nfkc" else "identity",
+        user_defined_symbols=[SENTENCE_MARK],
+        unk_id=0,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+    )
 
 
-def load_spm(serialized: bytes, name: str) -> Any:
-    """The processor of a model; UserError naming the file if it is no model or does not know the sentence mark."""
+def train_segmenter(lines: Iterable[str], characters: int, types: int) -> bytes:
+    """A serialized unigram model that cuts words into pieces of at most 16 characters and changes none.
+
+    ``types`` is sentencepiece's own vocabulary size (its three control types included); else as :func:`train_spm`.
+    """
+    return _train(
+        lines,
+        characters,
+        f"--unigram-vocab {types}",
+        vocab_size=types,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        max_sentencepiece_length=16,
+        split_by_whitespace=True,
+        split_digits=True,
+    )
+
+
+def load_model(serialized: bytes, name: str) -> Any:
+    """The processor of a model; UserError naming the file if it is no model."""
     processor = sentencepiece.SentencePieceProcessor()
     try:
         loaded = processor.LoadFromSerializedProto(serialized)
@@ -85,6 +111,12 @@ def load_spm(serialized: bytes, name: str) -> Any:
         loaded = False
     if not loaded:
         raise UserError(f"{name}: not a sentencepiece model")
+    return processor
+
+
+def load_spm(serialized: bytes, name: str) -> Any:
+    """As :func:`load_model`; UserError too if the model does not know the sentence mark."""
+    processor = load_model(serialized, name)
     pieces = processor.encode(f"a.{SENTENCE_MARK} b", out_type=str)
     if SENTENCE_MARK not in pieces:
         raise UserError(

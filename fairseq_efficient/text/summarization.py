@@ -5,14 +5,10 @@ Everything streams through a temporary folder beside the destination, which is r
 
 import array
 import contextlib
-import hashlib
-import json
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from multiprocessing import get_context
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -26,10 +22,18 @@ from fairseq_efficient.text import spm
 from fairseq_efficient.text.binarize import TokenWriter, batched, bounded_map, token_dtype
 from fairseq_efficient.text.clean import clean_source, clean_target
 from fairseq_efficient.text.corpora import Item
+from fairseq_efficient.text.prepared import (
+    package_versions,
+    read_file,
+    sha256_or_none,
+    staging,
+    train_split,
+    write_report,
+)
 from fairseq_efficient.text.reading import Bad, Example
 from fairseq_efficient.text.sentences import plain
+from fairseq_efficient.text.symbols import EOS, SPECIALS, UNK
 
-FORMAT = 1
 SIDES = {"source": "src", "target": "tgt"}
 _BATCH = 400_000  # characters a worker gets at a time
 _SHOWN = 20  # dropped lines that are named; all are counted
@@ -52,72 +56,10 @@ class Options:
 
     def fingerprint(self) -> dict[str, Any]:
         """The options that change the result, JSON-able."""
-        spm_sha = None if self.spm_file is None else hashlib.sha256(_read_bytes(self.spm_file)).hexdigest()
-        dict_sha = None if self.dict_file is None else hashlib.sha256(_read_bytes(self.dict_file)).hexdigest()
+        spm_sha, dict_sha = sha256_or_none(self.spm_file), sha256_or_none(self.dict_file)
         given = {"spm_sha256": spm_sha, "dict_sha256": dict_sha} if spm_sha else {"vocab_size": self.vocab_size}
         same = {"normalization": self.normalization, "keep_text": self.keep_text, "skip_bad": self.skip_bad}
         return {**self.inputs, **given, **same}
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as err:
-        raise UserError(f"{path}: {err.strerror}") from None
-
-
-# --- the destination -----------------------------------------------------------------------------------------------
-
-
-def _made_here(destination: Path) -> dict[str, Any] | None:
-    """prepare.json of a folder that an earlier run wrote, or None."""
-    with contextlib.suppress(OSError, ValueError):
-        report = json.loads((destination / "prepare.json").read_text(encoding="utf-8"))
-        if isinstance(report, dict) and report.get("format") == FORMAT:
-            return report
-    return None
-
-
-def existing(options: Options) -> dict[str, Any] | None:
-    """The report of an earlier identical run, None if there is work to do; UserError if DEST holds anything else."""
-    dest = options.destination
-    if not dest.exists():
-        return None
-    if not dest.is_dir():
-        raise UserError(f"{dest}: exists and is not a folder")
-    report = _made_here(dest)
-    if report is None:
-        if any(dest.iterdir()):
-            raise UserError(f"{dest}: exists and was not made by this script; choose another folder")
-        return None
-    missing = [name for name in report.get("files", []) if not (dest / name).is_file()]
-    if report.get("options") == options.fingerprint() and not missing and not options.overwrite:
-        return report
-    if not options.overwrite:
-        raise UserError(f"{dest}: holds data prepared with other options or inputs; give --overwrite to replace it")
-    foreign = sorted({path.name for path in dest.iterdir()} - set(report.get("files", [])))
-    if foreign:
-        raise UserError(f"{dest}: --overwrite would delete {foreign[0]}, which this script did not make; move it away")
-    return None
-
-
-@contextlib.contextmanager
-def _staging(destination: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``destination`` if the block ends well and disappears if not."""
-    folder = destination.with_name(f".{destination.name}.tmp-{os.getpid()}")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as err:
-        raise UserError(f"{destination}: {err.strerror}") from None
-    try:
-        yield folder
-        old = destination.with_name(f".{destination.name}.old-{os.getpid()}")
-        if destination.exists():
-            os.rename(destination, old)
-        os.rename(folder, destination)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- cleaning ------------------------------------------------------------------------------------------------------
@@ -226,7 +168,7 @@ def _encode(lines: list[str]) -> list[np.ndarray]:
     """Worker: dictionary indices of each line, EOS last."""
     ids, dtype = _WORKER["ids"], _WORKER["dtype"]
     pieces = (ids[np.asarray(_WORKER["spm"].encode(line), dtype=np.int64)] for line in lines)
-    return [np.append(piece, spm.EOS).astype(dtype) for piece in pieces]
+    return [np.append(piece, EOS).astype(dtype) for piece in pieces]
 
 
 def _encode_split(name: str, split: Split, text: Path, out: Path, types: int, pool: Pool | None) -> np.ndarray:
@@ -248,14 +190,14 @@ def _encode_split(name: str, split: Split, text: Path, out: Path, types: int, po
 def _model(text: Path, train: str, split: Split, options: Options) -> tuple[bytes, str]:
     """The serialized model, and the name to use in messages."""
     if options.spm_file is not None:
-        return _read_bytes(options.spm_file), str(options.spm_file)
+        return read_file(options.spm_file), str(options.spm_file)
     print(f"training a sentencepiece model of {options.vocab_size:,} types on {train}", flush=True)
     both = (line for side in SIDES for line in _lines(text / f"{train}.{side}.txt"))
     return spm.train_spm(both, split.characters, options.vocab_size, options.normalization), "spm.model"
 
 
 def _write_dictionary(folder: Path, symbols: list[str], counts: np.ndarray) -> None:
-    text = "".join(f"{symbol} {count}\n" for symbol, count in zip(symbols, counts[len(spm.SPECIALS) :], strict=True))
+    text = "".join(f"{symbol} {count}\n" for symbol, count in zip(symbols, counts[len(SPECIALS) :], strict=True))
     for short in SIDES.values():
         (folder / f"dict.{short}.txt").write_text(text, encoding="utf-8", newline="\n")
 
@@ -280,17 +222,11 @@ def _report(
             for side in SIDES
         }
         described[name] = {"documents": split.documents, "dropped": split.dropped, "unknown": unknown[name], **sides}
-    packages = ("fairseq-efficient", "sentencepiece", "numpy")
-    versions = {}
-    for package in packages:
-        with contextlib.suppress(ImportError):
-            versions[package] = version(package)
-    types = len(symbols) + len(spm.SPECIALS)
+    types = len(symbols) + len(SPECIALS)
     return {
-        "format": FORMAT,
         "types": types,
         "splits": described,
-        "versions": versions,
+        "versions": package_versions(),
         "options": options.fingerprint(),
     }
 
@@ -304,11 +240,6 @@ def _dictionary_for(processor: Any, options: Options) -> tuple[list[str], np.nda
     return symbols, spm.id_map(processor, symbols, str(path))
 
 
-def train_split(names: list[str]) -> str:
-    """The split that vocabulary and counts come from: ``train`` if there is one, else the first."""
-    return "train" if "train" in names else names[0]
-
-
 def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Options) -> dict[str, Any]:
     """Write fairseq data of the splits ``names`` into the destination; returns the report (also in prepare.json).
 
@@ -316,7 +247,7 @@ def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Optio
     """
     train = train_split(names)
     context = get_context("fork")
-    with _staging(options.destination) as out, contextlib.ExitStack() as stack:
+    with staging(options.destination) as out, contextlib.ExitStack() as stack:
         text = out if options.keep_text else out / "text"
         text.mkdir(exist_ok=True)
         pool = stack.enter_context(context.Pool(options.workers, _ignore_interrupts)) if options.workers > 1 else None
@@ -324,19 +255,16 @@ def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Optio
         serialized, model_name = _model(text, train, splits[train], options)
         processor = spm.load_spm(serialized, model_name)
         symbols, ids = _dictionary_for(processor, options)
-        types = len(symbols) + len(spm.SPECIALS)
+        types = len(symbols) + len(SPECIALS)
         state = (serialized, model_name, ids, token_dtype(types))
         if pool is not None:
             pool = stack.enter_context(context.Pool(options.workers, _start_pool_worker, state))
         else:
             _start_worker(*state)
         counts = {name: _encode_split(name, split, text, out, types, pool) for name, split in splits.items()}
-        unknown = {name: round(float(found[spm.UNK] / found.sum()), 6) for name, found in counts.items()}
+        unknown = {name: round(float(found[UNK] / found.sum()), 6) for name, found in counts.items()}
         _write_dictionary(out, symbols, counts[train])
         (out / "spm.model").write_bytes(serialized)
         if not options.keep_text:
             shutil.rmtree(text)
-        report = _report(splits, symbols, unknown, options)
-        report["files"] = sorted([path.name for path in out.iterdir()] + ["prepare.json"])
-        (out / "prepare.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return report
+        return write_report(out, _report(splits, symbols, unknown, options))

@@ -1,42 +1,77 @@
 #!/usr/bin/env python
-"""Turn a checkpoint of an original implementation into ours.
-
-pyramidion: a checkpoint of the original's fairseq fork (its model names, ``args`` or ``cfg`` inside). The result loads
-with ``fairseq-generate --user-dir deep_pyramidion --task translation`` and with ``--restore-file``.
-"""
+"""Turn a checkpoint of an original implementation into ours."""
 
 import argparse
 import dataclasses
 import enum
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from fairseq.data import Dictionary
 
-from deep_pyramidion.original import build_from_original, config_from_original
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from deep_pyramidion import original as pyramidion
+from dynamic_pooling import original as dynamic_pooling
 from fairseq_efficient.checkpoints import atomic_save, read_checkpoint
 from fairseq_efficient.errors import UserError, run_main
 
+EPILOG = """
+pyramidion: a checkpoint of the original's fairseq fork (its model names, args or cfg inside); --dict is its (joined)
+dictionary. The result loads with fairseq-generate --user-dir deep_pyramidion --task translation and --restore-file.
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("system", choices=["pyramidion"], help="which original")
+dynamic_pooling: a checkpoint of PiotrNawrot/dynamic-pooling (args and model_state inside); --dict is a fairseq
+dictionary with the original's characters in the order of their ids, which the original counts from its data (by
+frequency): scripts/prepare_lm.py writes one. The result loads with --user-dir dynamic_pooling and its task.
+"""
+Converted = tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]  # model and task settings, weights, criterion
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("system", choices=sorted(SYSTEMS), help="which original")
     parser.add_argument("checkpoint", type=Path, help="the original's .pt file")
     parser.add_argument("output", type=Path, help="file to write")
-    parser.add_argument("--dict", type=Path, required=True, metavar="dict.src.txt", help="its (joined) dictionary")
-    args = parser.parse_args()
+    parser.add_argument("--dict", type=Path, required=True, metavar="dict.txt", help="its dictionary")
+    return parser
+
+
+def main() -> None:
+    args = get_parser().parse_args()
     if args.output.exists():
         raise UserError(f"{args.output} exists")
     if not args.dict.is_file():
         raise UserError(f"--dict {args.dict}: no such file")
     state = read_checkpoint(str(args.checkpoint))
-    original = arguments(state, args.checkpoint)
+    model, task, weights, criterion = SYSTEMS[args.system](state, Dictionary.load(str(args.dict)), args.checkpoint)
+    atomic_save(checkpoint(model, task, weights, criterion), str(args.output))
+    print(f"wrote {args.output}: {sum(value.numel() for value in weights.values()):,} weights")
+
+
+def convert_pyramidion(state: dict[str, Any], words: Dictionary, path: Path) -> Converted:
+    original = arguments(state, path)
     if "model" not in state:
-        raise UserError(f"{args.checkpoint}: holds no model weights")
-    model = build_from_original(original, Dictionary.load(str(args.dict)).symbols, state["model"])
-    atomic_save(checkpoint(original, model.state_dict()), str(args.output))
-    print(f"wrote {args.output}: {sum(p.numel() for p in model.parameters()):,} parameters")
+        raise UserError(f"{path}: holds no model weights")
+    model = pyramidion.build_from_original(original, words.symbols, state["model"])
+    config = pyramidion.config_from_original(original)
+    side = SimpleNamespace(**original)
+    task = {
+        "_name": "translation",
+        "data": getattr(side, "data", None),
+        "source_lang": getattr(side, "source_lang", None),
+        "target_lang": getattr(side, "target_lang", None),
+        "left_pad_source": True,
+        "left_pad_target": False,
+        "truncate_source": True,
+        "max_source_positions": config.max_source_positions,
+        "max_target_positions": config.max_target_positions,
+    }
+    return {**settings(config), "_name": "pyramidion"}, task, model.state_dict(), "cross_entropy"
 
 
 def arguments(state: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -51,41 +86,46 @@ def arguments(state: dict[str, Any], path: Path) -> dict[str, Any]:
     return values
 
 
-def checkpoint(original: dict[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
+def convert_dynamic_pooling(state: dict[str, Any], words: Dictionary, path: Path) -> Converted:
+    if "model_state" not in state:
+        raise UserError(f"{path}: holds no model_state, not a checkpoint of dynamic-pooling")
+    args = state.get("args") or {}
+    args = dict(args) if isinstance(args, dict) else vars(args)
+    inner = state.get("model_config")
+    args.update(inner if isinstance(inner, dict) else {})
+    decoder = dynamic_pooling.model_from_original(args, state["model_state"], words)
+    weights = {f"decoder.{name}": value for name, value in decoder.state_dict().items()}
+    task = {"_name": "dynamic_pooling_lm", "data": None, "tokens_per_sample": int(args.get("tgt_len") or 2048)}
+    model = {**settings(dynamic_pooling.config_from_original(args)), "_name": "dynamic_pooling_lm"}
+    return model, task, weights, "dynamic_pooling_cross_entropy"
+
+
+SYSTEMS: dict[str, Callable[[dict[str, Any], Dictionary, Path], Converted]] = {
+    "pyramidion": convert_pyramidion,
+    "dynamic_pooling": convert_dynamic_pooling,
+}
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """A dataclass as plain values."""
+
+    def plain(value: Any) -> Any:
+        return value.value if isinstance(value, enum.Enum) else value
+
+    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def checkpoint(model: dict[str, Any], task: dict[str, Any], weights: dict[str, Any], criterion: str) -> dict[str, Any]:
     """A fairseq checkpoint of plain values, without optimizer state."""
-    config = config_from_original(original)
-    model = {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    side = SimpleNamespace(**original)
-    task = {
-        "_name": "translation",
-        "data": getattr(side, "data", None),
-        "source_lang": getattr(side, "source_lang", None),
-        "target_lang": getattr(side, "target_lang", None),
-        "left_pad_source": True,
-        "left_pad_target": False,
-        "truncate_source": True,
-        "max_source_positions": config.max_source_positions,
-        "max_target_positions": config.max_target_positions,
-    }
+    last = {"criterion_name": "CrossEntropyCriterion", "optimizer_name": "FairseqAdam"}
     return {
-        "cfg": {"model": {**model, "_name": "pyramidion"}, "task": task, "criterion": {"_name": "cross_entropy"}},
+        "cfg": {"model": model, "task": task, "criterion": {"_name": criterion}},
         "args": None,
         "model": weights,
-        "optimizer_history": [
-            {
-                "criterion_name": "CrossEntropyCriterion",
-                "optimizer_name": "FairseqAdam",
-                "lr_scheduler_state": {},
-                "num_updates": 0,
-            }
-        ],
+        "optimizer_history": [{**last, "lr_scheduler_state": {}, "num_updates": 0}],
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
         "last_optimizer_state": None,
     }
-
-
-def plain(value: Any) -> Any:
-    return value.value if isinstance(value, enum.Enum) else value
 
 
 if __name__ == "__main__":

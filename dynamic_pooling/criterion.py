@@ -1,0 +1,122 @@
+"""Cross-entropy that stays pure, with the boundary loss added to what is trained and logged beside it."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.criterions import register_criterion
+from fairseq.criterions.cross_entropy import CrossEntropyCriterion, CrossEntropyCriterionConfig
+from fairseq.logging import metrics
+
+RATES = {  # name -> (sum that is divided, sum that divides)
+    "aux/boundary": ("boundary_loss", "tokens"),
+    "boundary_rate": ("closed", "tokens"),
+    "boundary_prob": ("probability", "tokens"),
+    "shortening_factor": ("tokens", "closed"),
+    "sampled_shortening_factor": ("sampled_tokens", "sampled_closed"),
+}
+AGREEMENTS = ("boundary", "spaces", "unigram")  # predictions against the predictor's target, spaces, the tokenizer
+
+
+@dataclass
+class DynamicPoolingCriterionConfig(CrossEntropyCriterionConfig):
+    boundary_loss_weight: float = field(default=1.0, metadata={"help": "weight of the boundary loss"})
+    no_sampled_eval: bool = field(
+        default=False,
+        metadata={
+            "help": "do not also validate gumbel boundaries as they are sampled in training (saves half the time)"
+        },
+    )
+
+
+@register_criterion("dynamic_pooling_cross_entropy", dataclass=DynamicPoolingCriterionConfig)
+class DynamicPoolingCrossEntropy(CrossEntropyCriterion):
+    """``loss`` and ``bpc`` are bits per token of the cross-entropy alone, so the best checkpoint means that.
+
+    Trained is ``cross-entropy + weight x boundary loss``, both summed over tokens.
+    """
+
+    def __init__(self, task: Any, sentence_avg: bool, boundary_loss_weight: float, no_sampled_eval: bool):
+        super().__init__(task, sentence_avg)
+        self.boundary_loss_weight, self.sampled_eval = boundary_loss_weight, not no_sampled_eval
+
+    def forward(self, model: Any, sample: Any, reduce: bool = True) -> Any:
+        """(loss with a gradient, sample size, sums to log)."""
+        net_output = model(**sample["net_input"])
+        loss, _ = self.compute_loss(model, net_output, sample, reduce=reduce)
+        size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
+        logging = {
+            "loss": loss.data if reduce else loss.data.sum(),
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["target"].size(0),
+            "sample_size": size,
+        }
+        extra = net_output[1]
+        logging.update({f"_{name}": value.detach() for name, value in extra.get("stats", {}).items()})
+        for value in extra.get("aux", {}).values():
+            logging["_boundary_loss"] = value.detach()
+            if reduce:
+                loss = loss + self.boundary_loss_weight * value * (size / sample["ntokens"])
+        if self.sampled_eval and not model.training and extra.get("can_sample"):
+            logging.update(self._sampled(model, sample))
+        return loss, size, logging
+
+    @torch.no_grad()
+    def _sampled(self, model: Any, sample: Any) -> dict[str, Any]:
+        """The same batch with boundaries drawn as in training, by a generator of its own (the same at each call)."""
+        device = sample["target"].device
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(1)
+            output = model(**sample["net_input"], sample_boundaries=True)
+            loss, _ = self.compute_loss(model, output, sample)
+        stats = output[1]["stats"]
+        return {
+            "_sampled_loss": loss.data,
+            "_sampled_tokens": stats["tokens"].detach(),
+            "_sampled_closed": stats["closed"].detach(),
+        }
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: Any) -> None:
+        super().reduce_metrics(logging_outputs)
+        names = sorted({name for log in logging_outputs for name in log if name.startswith("_")})
+        sums = {name: sum(log.get(name, 0) for log in logging_outputs) for name in names}
+        ntokens = sum(log.get("ntokens", 0) for log in logging_outputs)
+        loss = sum(log.get("loss", 0) for log in logging_outputs)
+        if ntokens:
+            metrics.log_scalar("bpc", loss / ntokens / math.log(2), ntokens, round=4)
+            if "_sampled_loss" in sums:
+                metrics.log_scalar("sampled_bpc", sums["_sampled_loss"] / ntokens / math.log(2), ntokens, round=4)
+        for name in names:
+            if name != "_sampled_loss":
+                metrics.log_scalar(name, sums[name], 1, round=0)
+        for name, (above, below) in RATES.items():
+            if f"_{above}" in sums and f"_{below}" in sums:
+                metrics.log_derived(name, _ratio(f"_{above}", f"_{below}"))
+        for name in AGREEMENTS:
+            if f"_{name}_both" in sums:
+                metrics.log_derived(f"{name}_precision", _ratio(f"_{name}_both", f"_{name}_found"))
+                metrics.log_derived(f"{name}_recall", _ratio(f"_{name}_both", f"_{name}_given"))
+                metrics.log_derived(f"{name}_accuracy", _accuracy(name))
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
+def _ratio(above: str, below: str) -> Any:
+    def derived(meters: Any) -> float:
+        return round(float(meters[above].sum) / max(float(meters[below].sum), 1), 4)
+
+    return derived
+
+
+def _accuracy(name: str) -> Any:
+    def derived(meters: Any) -> float:
+        both, found, given = (float(meters[f"_{name}_{part}"].sum) for part in ("both", "found", "given"))
+        total = float(meters["_tokens"].sum)
+        return round((total - found - given + 2 * both) / max(total, 1), 4)
+
+    return derived

@@ -1,0 +1,141 @@
+"""Task ``dynamic_pooling_lm``: stock language modelling over windows that roll, with boundaries beside the tokens."""
+
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from fairseq import utils
+from fairseq.data import data_utils
+from fairseq.data.token_block_utils_fast import _get_slice_indices_fast
+from fairseq.dataclass import ChoiceEnum
+from fairseq.tasks import register_task
+from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+
+from dynamic_pooling.causality import check_causality
+from fairseq_efficient.data.token_windows import TokenStream, WindowDataset
+from fairseq_efficient.errors import UserError
+from fairseq_efficient.plugin.prefilled_generation import PrefilledGenerator, cut_prefix
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DynamicPoolingTaskConfig(LanguageModelingConfig):
+    tokens_per_sample: int = field(default=2048, metadata={"help": "tokens in a window"})
+    no_roll: bool = field(
+        default=False,
+        metadata={"help": "cut training windows at the same places in every epoch (--sample-break-mode none)"},
+    )
+    check_causality: ChoiceEnum(["new", "never"]) = field(  # type: ignore[valid-type]
+        default="new",
+        metadata={"help": "new: before the first update of a new run, make sure that no token sees a later one"},
+    )
+
+
+@register_task("dynamic_pooling_lm", dataclass=DynamicPoolingTaskConfig)
+class DynamicPoolingTask(LanguageModelingTask):
+    """Language modelling on ``dict.txt`` and ``SPLIT.{bin,idx}``, with ``SPLIT.boundaries.{bin,idx}`` if there are any
+    (see ``scripts/prepare_lm.py``)."""
+
+    needs_boundaries = False  # set by the model that is built: unigram boundaries are learned from data
+
+    @classmethod
+    def setup_task(cls, args: Any, **kwargs: Any) -> Any:
+        """Raises UserError for flags that this task cannot keep, and for a folder without dictionary."""
+        for flag in ("self_target", "past_target", "add_bos_token"):
+            if getattr(args, flag, False):
+                raise UserError(f"--{flag.replace('_', '-')}: the dynamic_pooling_lm task predicts the next token only")
+        if args.output_dictionary_size >= 0 or args.shorten_method != "none":
+            raise UserError("--output-dictionary-size and --shorten-method are not for the dynamic_pooling_lm task")
+        if args.tokens_per_sample < 1:
+            raise UserError(f"--tokens-per-sample {args.tokens_per_sample}: must be at least 1")
+        path = os.path.join(utils.split_paths(args.data or ".")[0], "dict.txt")
+        if not os.path.isfile(path):
+            raise UserError(f"{path}: no such file; prepare the data with scripts/prepare_lm.py or fairseq-preprocess")
+        return super().setup_task(args, **kwargs)
+
+    def build_model(self, args: Any, from_checkpoint: bool = False) -> Any:
+        model = super().build_model(args, from_checkpoint)
+        self.needs_boundaries = getattr(model, "needs_boundaries", False)
+        return model
+
+    # --- data ---------------------------------------------------------------------------------------------------
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
+        """Windows of ``split``; UserError if it does not exist or lacks boundaries that the model learns from."""
+        paths = utils.split_paths(self.args.data)
+        path = os.path.join(paths[(epoch - 1) % len(paths)], split)
+        data = data_utils.load_indexed_dataset(path, self.dictionary, self.args.dataset_impl, combine=combine)
+        if data is None:
+            raise FileNotFoundError(f"Dataset not found: {split} ({path})")  # fairseq stops joining train1, train2 ...
+        training = split == getattr(self.args, "train_subset", "train")
+        boundaries = data_utils.load_indexed_dataset(f"{path}.boundaries", None, "mmap", combine=combine)
+        if boundaries is None and training and self.needs_boundaries:
+            raise UserError(
+                f"{path}.boundaries.idx: no such file; --boundaries-type unigram learns from it "
+                "(scripts/prepare_lm.py --unigram-vocab N writes it)"
+            )
+        self.datasets[split] = self._windows(
+            TokenStream(data, path), boundaries and TokenStream(boundaries, f"{path}.boundaries"), training
+        )
+
+    def _windows(self, stream: TokenStream, sides: TokenStream | None, training: bool) -> WindowDataset:
+        mode = str(self.args.sample_break_mode or "none")
+        windows = None
+        if mode != "none":
+            sizes, separator = stream.sizes.astype(np.int64), 1
+            windows = _get_slice_indices_fast(sizes, mode, self.args.tokens_per_sample, separator)
+        return WindowDataset(
+            stream,
+            pad=self.dictionary.pad(),
+            eos=self.dictionary.eos(),
+            length=self.args.tokens_per_sample,
+            windows=windows,
+            shuffle=training,
+            roll=training and not self.args.no_roll,
+            seed=self.args.seed,
+            sides=sides,
+        )
+
+    def eval_lm_dataloader(self, dataset: Any, context_window: int = 0, **kwargs: Any) -> Any:
+        """Windows with ``context_window`` tokens before them that are read but not scored."""
+        if context_window > 0:
+            dataset = WindowDataset(
+                dataset.stream,
+                pad=dataset.pad,
+                eos=dataset.eos,
+                length=dataset.length,
+                windows=dataset.windows,
+                context=context_window,
+                sides=dataset.sides,
+            )
+        return super().eval_lm_dataloader(dataset, context_window=0, **kwargs)
+
+    # --- steps --------------------------------------------------------------------------------------------------
+
+    def train_step(
+        self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False
+    ) -> Any:
+        if update_num == 0 and str(self.args.check_causality) == "new" and not getattr(self, "_causal", False):
+            check_causality(getattr(model, "module", model), len(self.dictionary), self.dictionary.nspecial)
+            self._causal = True
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+    def build_generator(self, models: Any, args: Any, **kwargs: Any) -> Any:
+        """fairseq's generator; unless it is a special one, prompts are read by one forward, not token by token."""
+        return super().build_generator(models, args, **{"seq_gen_cls": _generator_class(args), **kwargs})
+
+    def inference_step(
+        self, generator: Any, models: Any, sample: Any, prefix_tokens: Any = None, constraints: Any = None
+    ) -> Any:
+        """Prompts end where their document does (at EOS), and rows with shorter ones go on freely."""
+        if prefix_tokens is not None:
+            prefix_tokens = cut_prefix(prefix_tokens, self.dictionary.eos(), self.dictionary.pad())
+        return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+
+
+def _generator_class(args: Any) -> Any:
+    special = getattr(args, "print_alignment", None) or getattr(args, "constraints", None)
+    return None if special else PrefilledGenerator
