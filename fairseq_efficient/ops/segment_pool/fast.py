@@ -151,9 +151,10 @@ def _runs(x: Tensor, order: Tensor | None, ends: Tensor, counts: Tensor | None =
 
 
 def _by_chunks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """``function`` of tensors (n, D) or (n, 1), on a CPU by some rows at a time: what it computes stays in the cache."""
-    rows = len(tensors[0]) if tensors[0].is_cuda else max(1, (1 << 18) // max(1, tensors[0].size(1)))
-    return torch.cat([function(*parts) for parts in zip(*(one.split(max(1, rows)) for one in tensors), strict=True)])
+    """``function`` of tensors (n, D) or (n, 1); on a CPU a few rows at a time: what it makes stays in the cache."""
+    count, channels = tensors[0].shape
+    rows = max(1, count if tensors[0].is_cuda else (1 << 18) // max(1, channels))
+    return torch.cat([function(*parts) for parts in zip(*(one.split(rows) for one in tensors), strict=True)])
 
 
 def _dots(one: Tensor, two: Tensor) -> Tensor:
