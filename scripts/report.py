@@ -1,217 +1,39 @@
 #!/usr/bin/env python3
-"""Draw a run as one self-contained HTML page: `python scripts/report.py pyramidion RUN_DIR --out page.html`."""
+"""Draw runs as one self-contained HTML page: `python scripts/report.py SYSTEM RUN_DIR --out page.html`."""
 
 import argparse
-import json
-import logging
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fairseq_efficient.bench import machine
-from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.report import kept, page, stages, summaries, train_log
-from fairseq_efficient.report.parts import Page, Section
-from fairseq_efficient.text.generate_log import read_generate_log, read_texts
+from report_pages import dynamic_pooling, pyramidion
 
-EPILOG = """
-RUN_DIR is read as scripts/quickstart.sh writes it; what is elsewhere is given by its flag, what is missing is left out:
-  train.log                         fairseq-train --log-format json --log-file RUN_DIR/train.log
-  checkpoints/checkpoint_best.pt    (or checkpoint_last.pt)
-  data/                             the data folder; SPLIT.source.txt in it (--keep-text) gives the lead summaries
-  generate-SPLIT.txt                fairseq-generate --results-path RUN_DIR
-  scores.json                       scripts/score_rouge.py --json (computed here if missing)
-  stages.json                       time and memory: a list of {"name", "seconds", "peak_mb"}
-"""
+from fairseq_efficient.errors import run_main
+from fairseq_efficient.report import page
+
+SYSTEMS: dict[str, ModuleType] = {"dynamic_pooling": dynamic_pooling, "pyramidion": pyramidion}
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("system", choices=sorted(SYSTEMS), help="what was trained")
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of the run")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="page to write")
-    parser.add_argument("--train-log", type=Path, metavar="FILE", help="training log")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="checkpoint whose selection is drawn")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data")
-    parser.add_argument("--subset", default="test", help="split that was decoded (default: %(default)s)")
-    parser.add_argument("--generate-log", type=Path, metavar="FILE", help="output of fairseq-generate")
-    parser.add_argument("--scores", type=Path, metavar="FILE", help="scores of scripts/score_rouge.py")
-    parser.add_argument("--stages", type=Path, metavar="FILE", help="time and memory of the stages")
-    parser.add_argument("--document", type=int, default=0, metavar="N", help="document to draw (default: %(default)s)")
-    parser.add_argument(
-        "--documents", type=int, default=32, metavar="N", help="documents in the histogram (default: %(default)s)"
-    )
-    parser.add_argument("--samples", type=int, default=3, metavar="N", help="summaries to show (default: %(default)s)")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parsers = parser.add_subparsers(dest="system", required=True, metavar="SYSTEM", help="what was trained:")
+    for name, module in SYSTEMS.items():
+        one = parsers.add_parser(
+            name,
+            help=module.HELP,
+            description=module.__doc__,
+            epilog=module.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(one)
     return parser
-
-
-def resolve(args: argparse.Namespace) -> None:
-    """Fill in what flags leave out from the run's folder; None for what is not there. UserError for a wrong path."""
-    if not args.run.is_dir():
-        raise UserError(f"{args.run}: no such folder")
-    places = {
-        "train_log": ["train.log"],
-        "checkpoint": ["checkpoints/checkpoint_best.pt", "checkpoints/checkpoint_last.pt"],
-        "data": ["data"],
-        "generate_log": [f"generate-{args.subset}.txt", f"generate/generate-{args.subset}.txt"],
-        "scores": ["scores.json"],
-        "stages": ["stages.json"],
-    }
-    for name, candidates in places.items():
-        given = getattr(args, name)
-        flag = "--" + name.replace("_", "-")
-        if given is not None:
-            if not given.exists():
-                raise UserError(f"{flag} {given}: no such file or folder")
-            continue
-        found = [args.run / candidate for candidate in candidates if (args.run / candidate).exists()]
-        setattr(args, name, found[0] if found else None)
-        if not found:
-            print(f"no {args.run / candidates[0]}: left out ({flag})", file=sys.stderr)
-    if not any((args.train_log, args.checkpoint and args.data, args.generate_log, args.scores, args.stages)):
-        raise UserError(f"{args.run}: nothing to report (see --help for the files that are looked for)")
-    bounds = (("--document", args.document, 0), ("--documents", args.documents, 1), ("--samples", args.samples, 0))
-    for flag, value, least in bounds:
-        if value < least:
-            raise UserError(f"{flag} {value}: must be at least {least}")
-
-
-def read_split(args: argparse.Namespace) -> summaries.Split | None:
-    """References, hypotheses and texts of the decoded split. UserError if their numbers differ."""
-    if args.generate_log is None:
-        return None
-    references, hypotheses = read_generate_log(args.generate_log)
-    texts = args.data / f"{args.subset}.source.txt" if args.data else None
-    documents = read_texts(texts) if texts is not None and texts.exists() else []
-    if documents and len(documents) != len(references):
-        raise UserError(f"{texts}: {len(documents):,} documents, but {args.generate_log} has {len(references):,}")
-    return summaries.Split(references, hypotheses, documents)
-
-
-def training_documents(data: Path | None) -> int | None:
-    if data is None:
-        return None
-    try:
-        prepared = json.loads((data / "prepare.json").read_text(encoding="utf-8"))
-        return int(prepared["splits"]["train"]["documents"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def pyramidion(args: argparse.Namespace) -> Page:
-    """The page of a Pyramidion run."""
-    log = train_log.read_train_log(args.train_log) if args.train_log else None
-    split = read_split(args)
-    scores = summaries.read_scores(args.scores) if args.scores else summaries.score_split(split) if split else None
-    documents = training_documents(args.data)
-    sections: list[Section] = []
-    facts: list[str] = []
-    if scores:
-        sections.append(summaries.score_section(scores, documents, log.updates if log else 0))
-    if log:
-        sections.append(summaries.curves_section(log))
-        facts.append(f"{log.updates:,} updates" + (f" on {documents:,} documents" if documents else ""))
-    if args.checkpoint and args.data:
-        model, found = select(args)
-        facts.insert(0, describe(model))
-        if found:
-            sections.append(kept_tokens_section(model, found, args.document, args.subset))
-    if split:
-        numbers = [number for number in range(args.samples) if number < len(split.references)]
-        sections.append(summaries.samples_section(split, numbers))
-    if args.stages:
-        sections.append(summaries.stages_section(stages.read_stages(args.stages)))
-    subtitle = "; ".join(["Summaries of long documents by an encoder that keeps fewer and fewer tokens", *facts]) + "."
-    return Page(f"Pyramidion: {args.run.resolve().name}", subtitle, sections, footer())
-
-
-def describe(model: Any) -> str:
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    widths = model.encoder.pooler.widths if model.encoder.pooler else {}
-    tokens = [model.encoder.source_limit, *(widths[layer] for layer in sorted(widths))]
-    shape = " → ".join(f"{count:,}" for count in tokens)
-    return f"{parameters / 1e6:.1f} million parameters, {len(model.encoder.layers)} encoder layers, tokens {shape}"
-
-
-def select(args: argparse.Namespace) -> tuple[Any, list[kept.Selection]]:
-    """The model, and what it keeps of the first ``--documents`` documents and of ``--document`` (last in the list).
-
-    Nothing for a model without pooling.
-    """
-    logging.disable(logging.INFO)
-    from fairseq import checkpoint_utils
-
-    import deep_pyramidion  # noqa: F401
-    from deep_pyramidion.selection import kept_tokens
-
-    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(args.checkpoint)], arg_overrides={"data": str(args.data)}
-    )
-    model = models[0]
-    if not hasattr(model.encoder, "pooler"):
-        raise UserError(f"{args.checkpoint}: not a pyramidion model")
-    try:
-        task.load_dataset(args.subset, task_cfg=cfg.task)
-    except FileNotFoundError:
-        raise UserError(f"{args.data}: no split {args.subset!r}") from None
-    dataset = task.datasets[args.subset]
-    if args.document >= len(dataset):
-        raise UserError(f"--document {args.document}: {args.subset} has {len(dataset):,} documents, counted from 0")
-    if model.encoder.pooler is None:
-        return model, []
-    numbers = [*range(min(args.documents, len(dataset))), args.document]
-    return model, [one_selection(model, task, dataset[number]["source"], kept_tokens) for number in numbers]
-
-
-def one_selection(model: Any, task: Any, source: Any, kept_tokens: Callable[..., Any]) -> kept.Selection:
-    limit = model.encoder.source_limit
-    if len(source) > limit:  # as the model cuts it
-        source = source[:limit].clone()
-        source[-1] = task.source_dictionary.eos()
-    found = kept_tokens(model, source)
-    words = task.source_dictionary
-    pieces = ["▁■" if token == words.eos() else words[token] for token in source.tolist()]
-    if not any(piece.startswith("▁") for piece in pieces[:-1]):  # words, not sentencepiece's pieces
-        pieces = [f"▁{piece}" for piece in pieces[:-1]] + pieces[-1:]
-    positions = [layer.positions[0].tolist() for layer in found]
-    return kept.Selection(pieces, positions, [layer.scores[0].tolist() for layer in found])
-
-
-def kept_tokens_section(model: Any, selections: Sequence[kept.Selection], number: int, subset: str) -> Section:
-    layers = [f"layer {layer}" for layer in sorted(model.encoder.pooler.widths)]
-    caption = "The stronger the colour, the deeper a token gets; ■ ends what the model reads of the document."
-    shown = kept.document_part(selections[-1], layers, f"Document {number} of {subset}", caption)
-    return kept.kept_section(selections[:-1], layers, shown, "What the pyramid keeps")
-
-
-def footer() -> list[tuple[str, str]]:
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = machine.provenance(machine.this_command(), torch.get_num_threads(), device)
-    commit = (found["commit"] or "unknown")[:12] + (" with changes" if found["dirty"] else "")
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return [
-        ("date", found["date"]),
-        ("machine", machine.describe(found["machine"])),
-        ("versions", versions),
-        ("commit", commit),
-        ("command", found["command"]),
-    ]
-
-
-SYSTEMS: dict[str, Callable[[argparse.Namespace], Page]] = {"pyramidion": pyramidion}
 
 
 def main() -> None:
     args = get_parser().parse_args()
-    resolve(args)
-    page.write(SYSTEMS[args.system](args), args.out)
+    page.write(SYSTEMS[args.system].build(args), args.out)
     print(f"wrote {args.out} ({args.out.stat().st_size / 2**20:.1f} MB)")
 
 

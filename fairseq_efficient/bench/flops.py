@@ -1,7 +1,7 @@
 """Analytic FLOPs of transformers: matrix products and pooling, 2 per multiply-add; softmax and norms are not counted.
 
 Counted from the formulas because torch's ``FlopCounterMode`` sees 0 FLOPs in the CPU's fused attention. What an
-implementation computes is counted: full squares for causal attention, keys once per copy.
+implementation computes is counted: full squares for causal attention by a mask, keys once per copy.
 Sizes: tokens, dim (model), ffn (hidden layer), all per sentence.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 TRAINING = 3  # forward and backward of a matrix product are three products of its size
+FUSED_TRAINING = 3.5  # fused attention: two products forward, five backward, which computes the scores again
 
 
 def linear(rows: int, fan_in: int, fan_out: int) -> int:
@@ -18,6 +19,25 @@ def linear(rows: int, fan_in: int, fan_out: int) -> int:
 def attention(queries: int, keys: int, dim: int) -> int:
     """Scores and weighted sum, over all heads."""
     return 4 * queries * keys * dim
+
+
+def causal_attention(tokens: int, dim: int) -> int:
+    """:func:`attention` by a fused kernel that skips later keys."""
+    return 2 * tokens * (tokens + 1) * dim
+
+
+def relative_attention(tokens: int, dim: int, tile: int = 128, training: bool = False) -> int:
+    """Causal attention with relative positions in tiles of ``tile`` queries, each with the keys up to its last query.
+
+    Forward: the scores of content and position (one distance more than keys) and the weighted sum. The backward
+    computes both scores again and has six products more.
+    """
+    keys, distances = 0, 0
+    for start in range(0, tokens, tile):
+        end = min(start + tile, tokens)
+        keys += (end - start) * end
+        distances += (end - start) * (end + 1)
+    return 2 * dim * (7 * keys + 4 * distances if training else 2 * keys + distances)
 
 
 def chunked_attention(tokens: int, chunk: int | None, dim: int) -> int:

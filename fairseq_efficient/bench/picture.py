@@ -1,6 +1,7 @@
 """Rows as a picture: time over size, and each ratio with its goal and FLOP bound."""
 
 from collections import defaultdict
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ COLORS = ("#d1495b", "#edae49", "#66a182", "#2e4057", "#8d6a9f")
 OURS = "#00798c"
 
 
-def draw(path: Path, rows: list[Row], ours: str, subtitle: str = "") -> None:
-    """Write a PNG (or whatever the file's ending says). UserError if it cannot be written."""
+def draw(path: Path, rows: list[Row], ours: str, subtitle: str = "", sizes: str = "source tokens") -> None:
+    """Write a PNG (or whatever the file's ending says). UserError if it cannot be written.
+
+    Args:
+        ours: what the lines of ours begin with.
+        sizes: what the rows' sizes are.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -30,7 +36,7 @@ def draw(path: Path, rows: list[Row], ours: str, subtitle: str = "") -> None:
     if series:
         axes = both[0].subplots(1, tops, squeeze=False)[0]
         for axis, (what, found) in zip(axes, series.items(), strict=True):
-            _draw_lines(axis, what, found, ours)
+            _draw_lines(axis, what, found, ours, sizes)
     if bars:
         _draw_bars(both[1].subplots(), bars)
     if subtitle:
@@ -49,7 +55,8 @@ Series = dict[str, dict[int, float]]
 def time_series(rows: list[Row], ours: str) -> dict[str, Series]:
     """what -> line -> {size: seconds}, for rows whose baseline is a model (not another size or an operator).
 
-    Rows that time a single step stay out: their neighbours on the axis time a whole summary.
+    Rows that time a single step stay out: their neighbours on the axis time a whole summary. So do rows whose ``lines``
+    have no name.
     """
     found: dict[str, Series] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
@@ -57,8 +64,10 @@ def time_series(rows: list[Row], ours: str) -> dict[str, Series]:
         baseline = baseline.removeprefix("vs_")
         if row.unit != "x" or row.at_most or baseline.isdigit() or "one step" in row.note:
             continue
-        found[what][" ".join([ours, *variant])][int(size)] = row.ours_s
-        found[what][baseline][int(size)] = row.baseline_s
+        lines = row.lines or (" ".join([ours, *variant]), baseline)
+        for line, seconds in zip(lines, (row.ours_s, row.baseline_s), strict=True):
+            if line:
+                found[what][line][int(size)] = seconds
     return {what: dict(lines) for what, lines in found.items()}
 
 
@@ -66,19 +75,19 @@ def _points(lines: Series) -> int:
     return max(len(points) for points in lines.values())
 
 
-def _draw_lines(axis: Any, what: str, lines: Series, ours: str) -> None:
-    others = iter(COLORS)
+def _draw_lines(axis: Any, what: str, lines: Series, ours: str, label: str) -> None:
+    others, dashes = cycle(COLORS), cycle(("--", ":", "-.", (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2))))
     for name, points in lines.items():
         mine = name.startswith(ours)
         style = {"color": OURS if mine else next(others), "lw": 2.2 if mine else 1.6}
-        style["ls"] = "--" if " " in name else "-"
+        style["ls"] = next(dashes) if " " in name and mine else "-"
         axis.plot(sorted(points), [points[size] for size in sorted(points)], marker="o", ms=4, label=name, **style)
     sizes = sorted({size for points in lines.values() for size in points})
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axis.set_title(what.replace("_", " "), loc="left", color=INK)
-    axis.set_xlabel("source tokens", color=GREY)
+    axis.set_xlabel(label, color=GREY)
     axis.set_ylabel("seconds", color=GREY)
     axis.grid(color=LIGHT)
     axis.spines[["top", "right"]].set_visible(False)

@@ -19,7 +19,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 _ROLES = ("ink", "muted", "line", "paper")
 _STAND_INS = {role: f"#0a0b0{i}" for i, role in enumerate(_ROLES)}
-SERIES = 6  # --series-0 ... --series-5 in style.css
+SERIES = 8  # --series-0 ... --series-7 in style.css
+_MARKS = "os^DvPX*"  # of series, so that colour is not all that tells them apart
 _SERIES_STAND_INS = [f"#0a0c0{i}" for i in range(SERIES)]
 STEPS = 8  # shades between --kept-low and --kept-high
 _STEP_STAND_INS = [f"#0a0d0{i}" for i in range(STEPS)]
@@ -28,13 +29,18 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; ``dots`` marks its points, ``dashed`` sets it apart."""
+    """One curve; ``dots`` marks its points, ``dashed`` and ``faint`` set it apart.
+
+    ``series`` numbers its colour (default: its place among the lines); without a label it is not in the legend.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     dots: bool = False
     dashed: bool = False
+    faint: bool = False
+    series: int | None = None
 
 
 def series_color(number: int) -> str:
@@ -57,6 +63,17 @@ def _variables() -> dict[str, str]:
 
 def draw(plot: Callable[[Axes], None], description: str, width: float = 7.2, height: float = 3.0) -> Markup:
     """Let ``plot`` draw into axes of so many inches and return the SVG. ``description`` is read by screen readers."""
+
+    def one(canvas: Canvas) -> None:
+        axes = canvas.add_subplot()
+        axes.patch.set_alpha(0)
+        plot(axes)
+
+    return draw_canvas(one, description, width, height)
+
+
+def draw_canvas(plot: Callable[[Canvas], None], description: str, width: float = 7.2, height: float = 3.0) -> Markup:
+    """:func:`draw` for a whole figure, which ``plot`` divides into axes."""
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "report",
@@ -80,9 +97,7 @@ def draw(plot: Callable[[Axes], None], description: str, width: float = 7.2, hei
     with matplotlib.rc_context(style):
         canvas = Canvas(figsize=(width, height), layout="constrained")
         canvas.patch.set_alpha(0)
-        axes = canvas.add_subplot()
-        axes.patch.set_alpha(0)
-        plot(axes)
+        plot(canvas)
         file = io.StringIO()
         canvas.savefig(file, format="svg", transparent=True)
     return _inline(file.getvalue(), description)
@@ -103,21 +118,118 @@ def _inline(svg: str, description: str) -> Markup:
     return Markup(svg.replace("<svg ", label, 1).strip())
 
 
-def curves(lines: Sequence[Line], x_label: str, y_label: str, description: str, height: float = 3.0) -> Markup:
-    """Lines over updates."""
+def _plot_lines(axes: Axes, lines: Sequence[Line]) -> None:
+    for number, line in enumerate(lines):
+        series = number if line.series is None else line.series
+        marks: dict[str, Any] = {}
+        if line.dots or len(line.x) < 3:
+            marks = {"marker": _MARKS[series % SERIES] if line.series is not None else "o", "markersize": 4}
+        faint: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.45} if line.faint else {}
+        label = line.label or "_"  # which matplotlib leaves out of legends
+        dash = "--" if line.dashed else "-"
+        axes.plot(line.x, line.y, color=series_color(series), label=label, linestyle=dash, **marks, **faint)
+
+
+def _scale(axes: Axes, top: float | None, percent: bool) -> None:
+    if percent:
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    elif top is not None and top > axes.get_ylim()[0]:
+        axes.set_ylim(top=top)
+
+
+def curves(
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    description: str,
+    height: float = 3.0,
+    top: float | None = None,
+    percent: bool = False,
+) -> Markup:
+    """Lines over updates. ``top`` cuts the axis; ``percent``: values are shares of one."""
 
     def plot(axes: Axes) -> None:
-        for number, line in enumerate(lines):
-            marks: dict[str, Any] = {"marker": "o", "markersize": 4} if line.dots or len(line.x) < 3 else {}
-            dash = "--" if line.dashed else "-"
-            axes.plot(line.x, line.y, color=series_color(number), label=line.label, linestyle=dash, **marks)
+        _plot_lines(axes, lines)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-        if len(lines) > 1:
+        _scale(axes, top, percent)
+        if sum(bool(line.label) for line in lines) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), labelcolor="linecolor")
 
     return draw(plot, description, height=height)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of several axes side by side; ``percent``: its values are shares of one."""
+
+    title: str
+    lines: Sequence[Line]
+    x_label: str = "update"
+    y_label: str = ""
+    percent: bool = False
+
+
+def panels(
+    parts: Sequence[Panel], description: str, height: float = 3.2, top: float | None = None, share: bool = True
+) -> Markup:
+    """Panels side by side with one legend below; they ``share`` the y axis, which ``top`` cuts, or not."""
+
+    def plot(canvas: Canvas) -> None:
+        every = canvas.subplots(1, len(parts), sharey=share, squeeze=False)[0]
+        shown: dict[str, Any] = {}
+        for axes, part in zip(every, parts, strict=True):
+            axes.patch.set_alpha(0)
+            _plot_lines(axes, part.lines)
+            axes.set_title(part.title, loc="left", fontsize=10)
+            axes.set_xlabel(part.x_label)
+            axes.set_ylabel(part.y_label)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+            _scale(axes, top, part.percent)
+            handles, labels = axes.get_legend_handles_labels()
+            for handle, label in zip(handles, labels, strict=True):
+                shown.setdefault(label, handle)
+        if len(shown) > 1:
+            handles, labels = list(shown.values()), list(shown)
+            canvas.legend(handles, labels, loc="outside lower center", ncols=4, labelcolor="linecolor")
+
+    return draw_canvas(plot, description, height=height)
+
+
+def histograms(
+    names: Sequence[str],
+    shares: Sequence[Sequence[float]],
+    means: Sequence[float],
+    series: Sequence[int],
+    x_label: str,
+    description: str,
+) -> Markup:
+    """A small panel for each name: ``shares[name][i]`` (0 to 1) of length i + 1, the last one "or more"; its mean."""
+    columns = min(len(names), 4)
+    rows = -(-len(names) // columns)
+    longest = max(map(len, shares))
+
+    def plot(canvas: Canvas) -> None:
+        every = canvas.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        for number, axes in enumerate(every):
+            axes.patch.set_alpha(0)
+            if number >= len(names):
+                axes.set_visible(False)
+                continue
+            color = series_color(series[number])
+            axes.bar(range(1, len(shares[number]) + 1), shares[number], 0.86, color=color)
+            axes.axvline(means[number], color=_STAND_INS["ink"], linewidth=1, linestyle=(0, (1, 2)))
+            axes.set_title(f"{names[number]}\nmean {means[number]:.1f}", loc="left", fontsize=9)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+            axes.set_xlim(0.3, longest + 0.7)
+            if number + columns >= len(names):
+                axes.set_xlabel(x_label)
+                axes.tick_params(axis="x", labelbottom=True)
+
+    return draw_canvas(plot, description, height=0.5 + 1.6 * rows if columns > 1 else 2.4)
 
 
 def bars(

@@ -129,6 +129,16 @@ def kept_document(
 
 
 @dataclass(frozen=True)
+class SegmentedText:
+    """A text whose segments are coloured in turn; the segments joined are the text."""
+
+    kind: ClassVar[str] = "segmented_text"
+    name: str
+    segments: Sequence[str]
+    detail: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
     """A titled part of a page."""
 

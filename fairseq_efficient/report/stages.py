@@ -97,7 +97,7 @@ class Readable:
         self.inside = text.endswith("(")  # the model, printed over many lines
         if level in ("WARNING", "ERROR"):
             return None if "BLEU" in text else f"{level.lower()}: {text}"
-        ours = name.startswith(("fairseq_efficient", "deep_pyramidion")) and level == "INFO"
+        ours = name.startswith(("fairseq_efficient", "deep_pyramidion", "dynamic_pooling")) and level == "INFO"
         return text if ours or re.match(r"Loaded checkpoint|done training|num\. shared|Translated", text) else None
 
     def _progress(self, count: int, total: int) -> str | None:

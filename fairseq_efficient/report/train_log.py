@@ -2,9 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from fairseq_efficient.errors import UserError
@@ -37,6 +39,42 @@ class TrainLog:
     def updates(self) -> int:
         """The last update seen; 0 if none."""
         return max((update for entries in self.entries.values() for update in entries), default=0)
+
+    def step_seconds(self) -> float | None:
+        """Median time of an update."""
+        found = list(self._intervals().values())
+        return median(found) if found else None
+
+    def seconds(self) -> tuple[list[int], list[float]]:
+        """Updates, and the time in training steps up to each (no validation, start or saving)."""
+        intervals = self._intervals()
+        befores = [0, *intervals]
+        each = ((update - before) * intervals[update] for before, update in zip(befores, intervals, strict=False))
+        return list(intervals), list(accumulate(each))
+
+    def _intervals(self) -> dict[int, float]:
+        """Logged update -> seconds of one update since the one logged before."""
+        before, found = 0, {}
+        for update, values in sorted(self.entries.get(INNER, {}).items()):
+            seconds = interval_seconds(values, update - before)
+            if seconds is not None:
+                found[update] = seconds
+            before = update
+        return found
+
+
+def interval_seconds(values: Mapping[str, Any], updates: int) -> float | None:
+    """Time of an update by the log of ``updates`` of them; None if it was not logged.
+
+    ``train_wall`` is in whole seconds, but of steps only; ``wpb / wps`` is exact, but holds a validation in between:
+    it is taken where it agrees with the other.
+    """
+    wall, words, speed = (_number(values.get(name)) for name in ("train_wall", "wpb", "wps"))
+    if wall is None or updates < 1:
+        return None
+    exact = words / speed if words and speed else None
+    coarse = wall / updates
+    return exact if exact is not None and abs(exact - coarse) <= 0.5 / updates + 0.02 * coarse else coarse
 
 
 def parse_line(line: str) -> tuple[str, dict[str, float]] | None:

@@ -18,6 +18,7 @@ import deep_pyramidion  # noqa: F401  (registers)
 from deep_pyramidion.config import PyramidionConfig
 from deep_pyramidion.model import PyramidionModel
 from fairseq_efficient.bench import flops
+from fairseq_efficient.bench.parity import Check, difference
 from fairseq_efficient.bench.timing import Stopwatch
 from fairseq_efficient.ops.topk_halving import topk_halving
 from fairseq_efficient.ops.topk_halving.naive import topk_halving as naive_topk_halving
@@ -217,17 +218,6 @@ def gflop(what: str, kind: str, n: int, setup: Setup) -> float:
 # --- parity ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Check:
-    name: str
-    largest: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        return self.largest <= self.tolerance  # False for NaN
-
-
 def parity(setup: Setup) -> Iterator[Check]:
     """Do variants agree where they must (fp32, nothing pooled, one chunk)? Two layers, same weights, a short source."""
     setup = replace(setup, dtype="fp32", batch=1, layers=2, vocab=1000, beam=min(setup.beam, 4), tokens=12)
@@ -238,8 +228,8 @@ def parity(setup: Setup) -> Iterator[Check]:
     expected, gradient = _logits_and_gradient(stock, source, target)
     for kind, model in others.items():
         logits, grad = _logits_and_gradient(model, source, target)
-        yield Check(f"{kind}: logits equal stock", _difference(logits, expected), 1e-4)
-        yield Check(f"{kind}: gradient equals stock", _difference(grad, gradient) / gradient.abs().max().item(), 1e-4)
+        yield Check(f"{kind}: logits equal stock", difference(logits, expected), 1e-4)
+        yield Check(f"{kind}: gradient equals stock", difference(grad, gradient) / gradient.abs().max().item(), 1e-4)
     if setup.place.type == "cpu":
         bf16 = _with_weights(build(PYRAMIDION_BF16, 4 * n, setup), stock)
         error = (_logits_and_gradient(bf16, source, target)[0] - expected).norm() / expected.norm()
@@ -266,10 +256,6 @@ def _logits_and_gradient(model: Any, source: Tensor, target: Tensor) -> tuple[Te
     return logits.detach(), torch.cat([w.grad.float().flatten() for w in weights])
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
-    return (one - other).abs().max().item()
-
-
 def _same_hypotheses(stock: Any, others: dict[str, Any], n: int, setup: Setup) -> Iterator[Check]:
     """Scores of the best hypotheses agree, and (a difference of 1 per token that is not the same) their tokens."""
 
@@ -283,7 +269,7 @@ def _same_hypotheses(stock: Any, others: dict[str, Any], n: int, setup: Setup) -
     for kind, model in others.items():
         own_tokens, own_scores = best(model)
         wrong = float((own_tokens != tokens).sum())
-        yield Check(f"{kind}: beam search equals stock", wrong + _difference(own_scores, scores), 1e-3)
+        yield Check(f"{kind}: beam search equals stock", wrong + difference(own_scores, scores), 1e-3)
 
 
 def _operator_check(setup: Setup) -> Check:
@@ -292,4 +278,4 @@ def _operator_check(setup: Setup) -> Check:
     values, scores = torch.randn(2, 3 * setup.kept + 1, 16), torch.rand(2, 3 * setup.kept + 1)
     fast = topk_halving(values.to(setup.place), scores.to(setup.place), setup.kept, sort_back=True)
     naive = naive_topk_halving(values.double(), scores.double(), setup.kept, sort_back=True)
-    return Check("pooling equals its reference", _difference(fast.values.cpu().double(), naive.values), 1e-4)
+    return Check("pooling equals its reference", difference(fast.values.cpu().double(), naive.values), 1e-4)

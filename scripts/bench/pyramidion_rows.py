@@ -1,8 +1,7 @@
 """What the Pyramidion benchmark measures, row by row."""
 
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -12,7 +11,6 @@ from pyramidion_models import (
     PYRAMIDION_BF16,
     STOCK,
     STOCK_DECODER,
-    Setup,
     encoder_forward,
     generate,
     gflop,
@@ -20,9 +18,10 @@ from pyramidion_models import (
     train_step,
 )
 
-from fairseq_efficient.bench.memory import Peak, peak_memory
-from fairseq_efficient.bench.rows import Row, make_row, table_row
-from fairseq_efficient.bench.timing import LONG, Pair, Sample, take_turns
+from fairseq_efficient.bench.memory import Peak
+from fairseq_efficient.bench.rows import make_row
+from fairseq_efficient.bench.session import Job, Session
+from fairseq_efficient.bench.timing import Pair, Sample
 
 # (what, size, variant, baseline) -> how many times faster we want to be
 GOALS = {
@@ -49,28 +48,15 @@ POOLING_PERCENT = 5.0
 POOLED_DECODE = 1.3
 ROWS = ("encoder_forward", "train_step", "linearity", "pooling", "generate", "decode")
 WORK = {"encoder_forward": encoder_forward, "train_step": train_step, "generate": generate}
-Job = tuple[str, int]  # kind, source tokens
 
 
 @dataclass
-class Bench:
-    """Settings of one run, and the rows measured so far."""
+class Bench(Session):
+    """The Pyramidion rows; sizes are source tokens."""
 
-    setup: Setup
-    sizes: list[int]
-    runs: int = 5
-    long: float = LONG  # seconds of a call that needs no warm-up
-    threads: int = 2
-    memory: bool = True
     precisions: tuple[str, ...] = ("fp32", "bf16")
     generate_size: int = 8192
     short_size: int = 512  # the source of decode/512
-    emit: Callable[[str], None] = print
-    rows: list[Row] = field(default_factory=list)
-
-    def measure(self, names: list[str]) -> None:
-        for name in names:
-            getattr(self, f"_{name}")()
 
     # --- the rows ----------------------------------------------------------------------------------------------------
 
@@ -149,26 +135,6 @@ class Bench:
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
-    def _turns(
-        self, what: str, work: Callable[..., Any], jobs: list[Job], memory: bool = True, more: int = 1
-    ) -> tuple[dict[Job, list[Sample]], dict[Job, Peak]]:
-        """Samples and peaks of each job that could run."""
-        peaks: dict[Job, Peak] = {}
-        calls: dict[str, Callable[[], Any]] = {}
-        for job in jobs:
-            label = f"{what} {job[0]} {job[1]:,}"
-            if memory and self.memory:
-                self._say(f"memory of {label}")
-                peaks[job] = peak_memory(work, *job, self.setup, device=self.setup.device, threads=self.threads)
-                if peaks[job].failed:
-                    self.emit(f"{label}: not measured ({peaks[job].failed})")
-                    continue
-            calls[str(job)] = work(*job, self.setup)
-        self._say(f"timing {what} {', '.join(f'{kind} {n:,}' for kind, n in jobs)}")
-        known = {str(job): peak.sample for job, peak in peaks.items() if peak.sample is not None}
-        samples = take_turns(calls, self.runs * more, self.setup.place, known, self.long)
-        return {job: samples[str(job)] for job in jobs if str(job) in samples}, peaks
-
     def _compare(
         self,
         what: str,
@@ -230,12 +196,3 @@ class Bench:
         name = f"{what}/{n}/{variant}/vs_{smaller}"
         note = f"time({n}) / time({smaller})"
         self._add(make_row(name, pair, value=1 / pair.ratio, goal=goal, at_most=True, note=note, **more))
-
-    def _add(self, row: Row) -> None:
-        self.rows.append(row)
-        self.emit(table_row(row))
-
-    def _say(self, text: str) -> None:
-        """Progress, on a terminal only."""
-        if sys.stderr.isatty():
-            print(f"\r\033[K{text} ...", end="\r", file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_efficient.bench import flops, machine, timing
 from fairseq_efficient.bench.memory import peak_memory, resident_mb
+from fairseq_efficient.bench.parity import Check, agree, difference
 from fairseq_efficient.bench.picture import draw, time_series
 from fairseq_efficient.bench.rows import Row, check_writable, make_row, summary, table_row, write_json
 from fairseq_efficient.bench.timing import Pair, Sample, Stopwatch, take_turns, time_call
@@ -63,6 +64,17 @@ def test_pyramid_adds_layers_and_pools() -> None:
     pooled = flops.encoder([64, 32, 32], 8, 16, 32)
     assert pooled == full + flops.pooling(64, 8) + flops.encoder_layer(32, 8, 16, 32)
     assert flops.pooling(64, 8) == counted(lambda: nn.Linear(8, 1)(torch.randn(64, 8))) + 2 * 64 * 8
+
+
+def test_causal_and_relative_attention_flops() -> None:
+    """Tiles of one query hold what it may see, and one distance more; see also torch's count in the bench's test."""
+    pairs = 10 * 11 // 2
+    assert (
+        flops.causal_attention(10, 8) == sum(flops.attention(1, place + 1, 8) for place in range(10)) == 4 * pairs * 8
+    )
+    assert flops.relative_attention(10, 8, tile=1) == 2 * 8 * (3 * pairs + 10)
+    assert flops.relative_attention(10, 8, tile=1, training=True) == 2 * 8 * (11 * pairs + 4 * 10)
+    assert flops.relative_attention(10, 8, tile=4) == 2 * 8 * (3 * (4 * 4 + 4 * 8 + 2 * 10) + 10)
 
 
 def test_generation_counts_keys_per_copy_and_the_growing_cache() -> None:
@@ -178,6 +190,30 @@ def test_files(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(UserError, match="--json"):
         check_writable(tmp_path / "no" / "a.json", "--json")
+
+
+def test_lines_of_the_picture() -> None:
+    rows = [
+        make_row("train_step/64/sf4/vs_vanilla", Pair([1.0], [2.0]), lines=("ours sf4", "vanilla relative")),
+        make_row("train_step/64/rotary/vs_relative", Pair([3.0], [4.0]), lines=("", "")),
+        make_row("train_step/128/sf4/vs_vanilla", Pair([5.0], [6.0])),
+    ]
+    assert time_series(rows, "ours") == {
+        "train_step": {"ours sf4": {64: 1.0, 128: 5.0}, "vanilla relative": {64: 2.0}, "vanilla": {128: 6.0}}
+    }
+    assert rows[0].as_dict()["lines"] == ("ours sf4", "vanilla relative") and "lines" not in rows[2].as_dict()
+
+
+def test_parity_checks(capsys: pytest.CaptureFixture) -> None:
+    assert difference(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 1.0])) == 1.0
+    assert agree([Check("one", 0.0, 0.0), Check("two", 1e-5, 1e-4)])
+    assert not agree([Check("none", float("nan"), 1.0), Check("one", 0.0, 0.0)])
+    assert [line[:9] for line in capsys.readouterr().out.splitlines()] == [
+        "ok   one:",
+        "ok   two:",
+        "FAIL none",
+        "ok   one:",
+    ]
 
 
 def test_provenance_names_no_place_and_no_host() -> None:

@@ -11,11 +11,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_efficient.bench import flops
+from fairseq_efficient.bench import flops, session
 from fairseq_efficient.errors import UserError
 from tests.util import ROOT, error_line, run_cli
 
-sys.path.insert(0, str(ROOT / "scripts" / "bench"))
+sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
 import pyramidion as script
 import pyramidion_models as models
 import pyramidion_rows as rows
@@ -116,7 +116,7 @@ def test_peaks_come_from_processes_of_their_own_and_failures_drop_a_variant(monk
         failed = "out of memory" if kind == models.STOCK else ""
         return rows.Peak(None if failed else 7.0, None, failed)
 
-    monkeypatch.setattr(rows, "peak_memory", fake)
+    monkeypatch.setattr(session, "peak_memory", fake)
     said: list[str] = []
     bench = rows.Bench(TOY, sizes=[64], runs=1, threads=1, precisions=("fp32",), emit=said.append)
     bench.measure(["encoder_forward"])

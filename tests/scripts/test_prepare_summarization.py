@@ -227,7 +227,8 @@ def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
     write_jsonl(pipe, rows(30))
     command = [sys.executable, str(SCRIPT), str(tmp_path / "out"), "--split", f"train={pipe}", "--workers", "2"]
     code = (
-        "import runpy, sys, time; import fairseq_efficient.text.spm as spm; "
+        "import runpy, signal, sys, time; import fairseq_efficient.text.spm as spm; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # which a background job of a shell ignores
         "spm.train_spm = lambda *a: (print('now', flush=True), time.sleep(60)); "
         f"sys.argv = {command[1:]!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
     )

@@ -1,0 +1,113 @@
+"""The command line that the benchmarks share: their flags, and a run from the parity checks to the files."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fairseq_efficient.bench.machine import describe, provenance, this_command
+from fairseq_efficient.bench.parity import Check, agree
+from fairseq_efficient.bench.picture import draw
+from fairseq_efficient.bench.rows import HEADER, check_writable, summary, table_line, write_json
+from fairseq_efficient.bench.session import Session
+from fairseq_efficient.errors import UserError
+
+
+def get_parser(description: str | None, epilog: str, rows: Sequence[str], sizes: str) -> argparse.ArgumentParser:
+    """The flags of every benchmark; ``rows``: names to choose from, ``sizes``: what ``--sizes`` says of itself."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="the rows that matter most, small: below a minute")
+    parser.add_argument("--check", action="store_true", help="only check that the variants compute the same")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw them here")
+    parser.add_argument("--sizes", metavar="N,N", help=sizes)
+    parser.add_argument("--rows", metavar="WHAT,WHAT", help=f"of {','.join(rows)} (default: all)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="rows in a batch (default: %(default)s)")
+    parser.add_argument("--runs", type=int, metavar="N", help="timed calls of each variant (default: 5; --quick: 2)")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    return parser
+
+
+def check_flags(args: argparse.Namespace, rows: Sequence[str]) -> list[str]:
+    """The rows that are asked for (all by default). Raises UserError for flags that make no sense."""
+    for flag in ("threads", "batch", "runs"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag} {value}: must be at least 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here")
+    names = args.rows.split(",") if args.rows else list(rows)
+    for name in names:
+        if name not in rows:
+            raise UserError(f"--rows {name}: not one of {', '.join(rows)}")
+    return names
+
+
+def whole_numbers(flag: str, text: str, least: int) -> list[int]:
+    """``"2,1"`` -> [1, 2]. Raises UserError for anything else."""
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"{flag} {text}: expected whole numbers with commas between them") from None
+    if min(found) < least:
+        raise UserError(f"{flag} {text}: must be at least {least}")
+    return sorted(set(found))
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """UserError where ``--json`` or ``--png`` cannot be written."""
+    for flag, path in (("--json", args.json), ("--png", args.png)):
+        check_writable(path, flag)
+
+
+def run(
+    args: argparse.Namespace,
+    bench: Session,
+    names: list[str],
+    checks: Callable[[], Iterable[Check]],
+    title: str,
+    axis: str = "tokens",
+) -> int:
+    """Check, measure, print and write; the exit status. ``title`` is what the picture calls ours."""
+    torch.set_num_threads(args.threads)
+    head = provenance(this_command(), args.threads, args.device)
+    print(f"{describe(head['machine'])}; torch {head['versions']['torch']}; commit {str(head['commit'])[:10]}")
+    load, status = os.getloadavg()[0], 0
+    if load > 0.5 and not args.check:
+        print(f"warning: load average {load:.1f}: other programs run, times will be off", file=sys.stderr)
+    try:
+        if not agree(checks()):
+            print("the variants do not compute the same: no speed is measured", file=sys.stderr)
+            return 1
+        if args.check:
+            return 0
+        print(table_line(HEADER), flush=True)
+        bench.emit = lambda text: print(text, flush=True)
+        bench.measure(names)
+    except KeyboardInterrupt:
+        print("interrupted: what follows is incomplete", file=sys.stderr)
+        status = 130
+    print(summary(bench.rows))
+    settings: dict[str, Any] = {
+        **asdict(bench.setup),
+        "sizes": bench.sizes,
+        "runs": bench.runs,
+        "load_before": load,
+        "complete": status == 0,
+    }
+    if args.json and bench.rows:
+        write_json(args.json, {**head, "settings": settings}, bench.rows)
+        print(f"wrote {args.json}")
+    if args.png and bench.rows:
+        draw(args.png, bench.rows, title, f"{describe(head['machine'])}, {bench.setup.device}", axis)
+        print(f"wrote {args.png}")
+    return status

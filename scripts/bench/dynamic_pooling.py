@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Speed, memory and FLOPs of dynamic pooling (hourglass language models) against twelve layers without pooling, plain
+operators, and fairseq's transformer_lm, in one run."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+# ruff: noqa: E402
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER)]  # in this order: the package has this script's name
+if __name__ in ("__main__", "__mp_main__"):  # first, because fairseq sets the level to DEBUG when it is imported
+    logging.basicConfig(level=logging.ERROR)
+
+from dynamic_pooling_models import Setup
+from dynamic_pooling_parity import parity
+from dynamic_pooling_rows import ENCODINGS, ROWS, Bench
+
+from fairseq_efficient.bench import command
+from fairseq_efficient.errors import UserError, run_main
+
+EPILOG = """
+d=512, ffn 2048, 8 heads, 32 types, no dropout, fp32, batch 1 unless a row says otherwise. vanilla: 12 layers; sf4: 2
+layers, 8 over segments of 4 tokens, 2 layers. Variants take turns in one process (A B C, C B A ...); a call of more
+than a minute is made once. "result" is baseline / ours of the medians, unless its goal is a ceiling: then ours /
+baseline, or a share. "bound" is the ratio of the FLOPs, "reached" the share of it. MB and GFLOP are ours / baseline; MB
+is what the work adds, at its highest, in a process of its own.
+Before anything is timed, the variants must agree where they compute the same.
+
+rows: train_step (forward and backward, no optimizer) for each of --sizes, segments of 2, 3 and 4 tokens, with its
+memory; ragged (1,024 characters, batch 4, boundaries at spaces, padded and packed); encodings (vanilla: rotary against
+relative, and against transformer_lm); attention (against einsums); pooling (share of a step; against bare kernels);
+decode (one step with caches, batch 1 and 8); generate (1,024 characters at batch 8, against recomputing each prefix;
+by fairseq's generator)
+"""
+SIZES = "tokens of a window (default: 1024,2048,4096; --quick: 1024)"
+QUICK = ("train_step", "attention", "pooling", "decode")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES)
+    parser.add_argument(
+        "--dtype",
+        "--precision",
+        choices=["fp32", "bf16"],
+        help="of all models (default: fp32, on CUDA bf16); on the CPU bf16 is --cpu-bf16",
+    )
+    parser.add_argument("--dropout", type=float, default=0.0, help="everywhere (default: 0; the paper: 0.1)")
+    parser.add_argument("--encodings", metavar="X,Y", help=f"of {','.join(ENCODINGS)} (default: all)")
+    parser.add_argument("--full", action="store_true", help="recompute every prefix, not nine of them: an hour")
+    return parser
+
+
+def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
+    """The bench and the names of its rows; UserError for flags that make no sense."""
+    names = command.check_flags(args, ROWS)
+    if args.quick and not args.rows:
+        names = list(QUICK)
+    if not 0 <= args.dropout < 1:
+        raise UserError(f"--dropout {args.dropout}: must be at least 0 and below 1")
+    dtype = args.dtype or ("bf16" if args.device == "cuda" else "fp32")
+    setup = Setup(batch=args.batch, dropout=args.dropout, full=args.full, device=args.device, dtype=dtype)
+    bench = Bench(setup, sizes=[1024, 2048, 4096], runs=args.runs or 5)
+    if args.quick:
+        bench.sizes, bench.factors, bench.decode_size, bench.decode_batches = [1024], (4,), 128, (1,)
+        bench.runs, bench.long, bench.memory = args.runs or 2, 1.0, False
+    if args.sizes:
+        bench.sizes = command.whole_numbers("--sizes", args.sizes, 16)
+    if args.encodings:
+        bench.encodings = tuple(args.encodings.split(","))
+        for name in bench.encodings:
+            if name not in ENCODINGS:
+                raise UserError(f"--encodings {name}: not one of {', '.join(ENCODINGS)}")
+    bench.threads, bench.memory = args.threads, bench.memory and not args.no_memory
+    return bench, names
+
+
+def main() -> int:
+    args = get_parser().parse_args()
+    command.check_files(args)
+    bench, names = make_bench(args)
+    return command.run(args, bench, names, lambda: parity(bench.setup), "hourglass")
+
+
+if __name__ == "__main__":
+    run_main(main)

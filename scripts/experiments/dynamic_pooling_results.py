@@ -1,0 +1,151 @@
+"""Results of a quality run of language models as JSON rows, merged with those of other runs; the page and picture."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import dynamic_pooling_page
+from dynamic_pooling_plan import Plan, Run, split_size
+from dynamic_pooling_stages import eval_log, sampled_log, validation
+from experiment_stages import Record, TrainingLog, read_json, read_training_log, write_json
+
+from fairseq_efficient.bench.machine import provenance, this_command
+from fairseq_efficient.report.eval_log import read_evaluation
+from fairseq_efficient.report.train_log import read_train_log
+
+NAME = "dynamic_pooling"
+FOLDER = Path(__file__).resolve().parent
+VALIDATED = {  # metric -> what fairseq-validate calls it
+    "window_bpc": "bpc", "sampled_window_bpc": "sampled_bpc", "shortening_factor": "shortening_factor",
+    "sampled_shortening_factor": "sampled_shortening_factor", "boundary_rate": "boundary_rate",
+    "boundary_prob": "boundary_prob",
+    **{f"{what}_{share}": f"{what}_{share}" for what in ("spaces", "unigram") for share in ("precision", "recall")},
+}  # fmt: skip
+
+
+def write(folder: Path, plan: Plan, runs: Sequence[Run], checked: dict[str, Any] | None = None) -> None:
+    """Merge the runs into ``folder/dynamic_pooling.json``, and write the .md and .png anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{NAME}.json"
+    document = merge(read_json(path) if path.exists() else {}, new_document(plan, runs, checked))
+    write_json(path, document)
+    (folder / f"{NAME}.md").write_text(dynamic_pooling_page.page(document), encoding="utf-8")
+    draw(path, folder / f"{NAME}.png")
+
+
+def draw(results: Path, picture: Path) -> None:
+    """In a process of its own: see experiment_stages.run."""
+    command = [sys.executable, str(FOLDER / "dynamic_pooling_picture.py"), str(results), str(picture)]
+    subprocess.run(command, check=True)
+
+
+def new_document(plan: Plan, runs: Sequence[Run], checked: dict[str, Any] | None) -> dict[str, Any]:
+    """What these runs say: one experiment, its rows and its curves."""
+    head = provenance(this_command(), plan.args.threads)
+    logs = [read_training_log(one.folder / "train.log") for one in runs]
+    head["machine"]["gpu"] = next((log.gpu for log in logs if log.gpu), head["machine"]["gpu"])
+    settings, name = plan.settings, plan.name
+    experiment = experiment_name(name, settings)
+    rows, curves = [], []
+    for one, log in zip(runs, logs, strict=True):
+        settings_of_one = ["updates", "time"] if one.setting == "updates" and not one.pooled else [one.setting]
+        for setting in settings_of_one:  # vanilla is its own measure of time
+            key = {"experiment": experiment, "data": name, "setting": setting, "model": one.model, "seed": one.seed}
+            rows += rows_of(one, log, key)
+            curves.append({**key, **curve_of(one, log)})
+    about = {"data": data_facts(plan), "settings": settings, "made": [head]}
+    return {
+        **head,
+        "experiments": {experiment: {**about, "checked": [checked] if checked else []}},
+        "rows": rows,
+        "curves": curves,
+    }
+
+
+def experiment_name(data: str, settings: dict[str, Any]) -> str:
+    """Names what may share a table: the same data and the same settings."""
+    return f"{data}; " + ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def data_facts(plan: Plan) -> dict[str, Any]:
+    facts: dict[str, Any] = {"name": plan.name, "scored": plan.subset, "splits": {}}
+    for split in dict.fromkeys(("train", "valid", plan.subset)):
+        documents, tokens = split_size(plan.data / split)
+        facts["splits"][split] = {"documents": documents, "tokens": tokens}
+    symbols = (plan.data / "dict.txt").read_text(encoding="utf-8").splitlines()
+    facts["types"] = len(symbols) + 4
+    options = plan.prepared.get("options", {})
+    facts["newlines"] = options.get("newlines") != "space" and any(line.startswith("<0x0A> ") for line in symbols)
+    facts["document_ends"] = options.get("eos", True)
+    facts["symbols"] = options.get("symbols", "characters")
+    facts["clean"] = options.get("clean", "")
+    facts["lang"] = options.get("lang")
+    facts["tokenizer_types"] = plan.prepared.get("unigram", {}).get("types")
+    return facts
+
+
+def rows_of(one: Run, log: TrainingLog, key: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row for each metric of a run."""
+    record = Record.load(one.folder / "train.json")
+    assert record is not None
+    base = {
+        **key, "params": log.parameters, "updates": one.updates, "seconds": round(log.seconds, 1),
+        "peak_mb": round(log.gpu_peak_mb or record.peak_mb),
+    }  # fmt: skip
+    evaluation, validated = read_evaluation(eval_log(one)), validation(one)
+    numbers = {
+        "test_bpc": evaluation.bits,
+        "test_characters": evaluation.tokens,
+        "eval_seconds": evaluation.seconds,
+        "valid_bpc": log.valid.get("valid_bpc"),
+        "seconds_per_update": log.seconds_per_update,
+        **{name: validated.get(logged) for name, logged in VALIDATED.items()},
+    }
+    if one.model == "gumbel":
+        numbers["sampled_test_bpc"] = read_evaluation(sampled_log(one)).bits
+    if not one.pooled:
+        numbers["shortening_factor"] = 1.0
+    return [{**base, "metric": name, "value": _rounded(value)} for name, value in numbers.items() if value is not None]
+
+
+def _rounded(value: Any) -> float:
+    return float(f"{float(value):.7g}")
+
+
+def curve_of(one: Run, log: TrainingLog) -> dict[str, Any]:
+    """Validation bits over updates, and over seconds in training steps."""
+    updates, bits = read_train_log(one.folder / "train.log").series("valid", "bpc")
+    order = sorted(log.seconds_of)
+    times = dict(zip(order, accumulate(log.seconds_of[update] for update in order), strict=True))
+    return {
+        "updates": updates,
+        "seconds": [round(times.get(update, 0.0), 2) for update in updates],
+        "valid_bpc": bits,
+    }
+
+
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Both; of the same experiment, setting, model and seed only what is new."""
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[name] for name in ("experiment", "setting", "model", "seed"))
+
+    merged = {**new, "experiments": {**old.get("experiments", {}), **new["experiments"]}}
+    for kind in ("rows", "curves"):
+        fresh = {key(row) for row in new[kind]}
+        merged[kind] = [row for row in old.get(kind, []) if key(row) not in fresh] + new[kind]
+    for name, about in new["experiments"].items():
+        before = old.get("experiments", {}).get(name)
+        if before is None:
+            continue
+        here = {made["command"] for made in about["made"]}
+        kept = [made for made in before["made"] if made["command"] not in here]
+        checks = [one for one in before["checked"] if json.dumps(one) not in map(json.dumps, about["checked"])]
+        merged["experiments"][name] = {
+            **about, "made": [*kept, *about["made"]], "checked": [*checks, *about["checked"]],
+        }  # fmt: skip
+    return merged

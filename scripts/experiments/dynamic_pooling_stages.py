@@ -1,0 +1,222 @@
+"""Stages of a quality run of language models: prepare, train, evaluate, validate, recompute. Done ones are skipped."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from dynamic_pooling_plan import Plan, Run, split_size
+from experiment_stages import (
+    Record,
+    StageFailed,
+    fairseq,
+    read_json,
+    read_training_log,
+    run,
+    say,
+    show_training,
+    trained,
+    write_json,
+)
+
+from fairseq_efficient.bench.machine import command_line
+from fairseq_efficient.errors import UserError
+from fairseq_efficient.report.eval_log import read_evaluation
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parents[1]
+STAGES = ("train", "eval", "validate")
+
+
+def prepare(args: argparse.Namespace) -> Path:
+    """The folder of binarised data."""
+    if args.data is not None:
+        return Path(args.data).resolve()
+    destination = Path(args.out, "data")
+    clean = args.clean or ("none" if args.symbols == "bytes" else "text8")
+    newlines = args.newlines or ("space" if clean == "text8" else "keep")
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_lm.py"), str(destination), "--symbols", args.symbols]
+    command += ["--clean", clean, "--lang", args.lang, "--newlines", newlines]
+    command += ["--unigram-vocab", str(args.unigram_vocab)]
+    for split in args.split:
+        command += ["--split", split]
+    for flag in ("cut", "format"):
+        command += [f"--{flag}", str(getattr(args, flag))] if getattr(args, flag) else []
+    if not args.split and not args.cut:
+        command += ["--corpus", args.corpus or "sotu"]
+    say("prepare")
+    run(command, args.out / "prepare.log", show=lambda line: f"  {line.rstrip()}" if "%|" not in line else None)
+    return destination
+
+
+def command_of(tool: str, one: Run, flags: Sequence[str]) -> list[str]:
+    return [*fairseq(tool), str(one.plan.data), "--user-dir", str(ROOT / "dynamic_pooling"), *flags]
+
+
+def train(one: Run) -> None:
+    """Train, or go on training; of a finished training only the last checkpoint is kept."""
+    one.folder.mkdir(parents=True, exist_ok=True)
+    path, log = one.folder / "train.json", one.folder / "train.log"
+    settings = {"flags": one.train_flags, "data": data_fingerprint(one.plan)}
+    record = Record.load(path) or Record(settings)
+    if record.settings != settings:
+        raise UserError(f"{one.folder}: was trained with other flags or data; give another --out")
+    if record.done:
+        return say(f"{one.name}: trained already")
+    command = command_of("train", one, [*one.train_flags, *one.watch_flags, "--save-dir", str(one.checkpoint.parent)])
+    if not trained(log, one.updates):  # fairseq, started again after its last update, would do one more
+        say(f"{one.name}: training for {one.updates:,} updates")
+        show = show_training(one.model, one.updates)
+        run(command, log, show, one.plan.env, append=True, record=record, record_file=path)
+        if not trained(log, one.updates):
+            raise StageFailed(f"{one.name}: training ended before or after {one.updates} updates; see {log}")
+    for other in one.checkpoint.parent.glob("checkpoint_*.pt"):
+        if other != one.checkpoint:
+            other.unlink()
+    record.done = True
+    record.save(path)
+    remember(one, "train", record, command)
+
+
+def data_fingerprint(plan: Plan) -> dict[str, Any]:
+    """What tells other data from these."""
+    return {split: list(split_size(plan.data / split)) for split in ("train", "valid")}
+
+
+def remember(one: Run, name: str, record: Record, command: Sequence[str]) -> None:
+    """Add a stage to the run's stages.json, which scripts/report.py reads."""
+    path = one.folder / "stages.json"
+    stages = [stage for stage in (read_json(path) if path.exists() else []) if stage["name"] != name]
+    peak = read_training_log(one.folder / "train.log").gpu_peak_mb if name == "train" else None
+    short = command_line([Path(word).name if "/" in word else word for word in command[1:]])
+    new = {"name": name, "seconds": round(record.seconds, 1), "peak_mb": round(peak or record.peak_mb)}
+    stages.append({**new, "runs": len(record.runs), "done": record.done, "command": short})
+    write_json(path, sorted(stages, key=lambda stage: STAGES.index(stage["name"])))
+
+
+def _score(one: Run, name: str, tool: str, flags: list[str], log: Path) -> None:
+    """Run a tool over the trained model once."""
+    path = one.folder / f"{name}.json"
+    settings = {"flags": flags, "trained": one.train_flags}
+    record = Record.load(path)
+    if record is not None and record.done and record.settings == settings:
+        return say(f"{one.name}: {tool} done already")
+    say(f"{one.name}: fairseq-{tool} on {one.plan.subset}" + (", sampled" if "sampled" in name else ""))
+    record = Record(settings)
+    command = command_of(tool, one, [*flags, "--path", str(one.checkpoint), *one.plan.device_flags])
+
+    def show(line: str) -> str | None:
+        told = any(text in line for text in ("Evaluated", "Loss (base 2)"))
+        return f"  {line.rstrip().rpartition('eval_lm')[2].lstrip(' |:')}" if told else None
+
+    run(command, log, show, one.plan.env, record=record, record_file=path)
+    record.done = True
+    record.save(path)
+    if name in STAGES:
+        remember(one, name, record, command)
+
+
+def eval_flags(plan: Plan) -> list[str]:
+    args = plan.args
+    tokens = str(max(args.batch_size * args.tokens_per_sample, 36_000))  # in a batch; fairseq's own limit is 36,000
+    return [
+        "--task", "dynamic_pooling_lm", "--gen-subset", plan.subset, "--tokens-per-sample", str(args.tokens_per_sample),
+        "--context-window", str(plan.context), "--batch-size", str(args.batch_size), "--max-tokens", tokens,
+        "--log-format", "none", *plan.workers,
+    ]  # fmt: skip
+
+
+def evaluate(one: Run) -> None:
+    """fairseq-eval-lm on the whole split; StageFailed unless each of its tokens was scored once."""
+    _score(one, "eval", "eval-lm", eval_flags(one.plan), eval_log(one))
+    scored, wanted = read_evaluation(eval_log(one)).tokens, corpus_tokens(one.plan)
+    if scored != wanted:
+        raise StageFailed(f"{one.name}: {scored:,} characters were scored, but {one.plan.subset} has {wanted:,}")
+
+    if one.model == "gumbel":
+        flags = [*eval_flags(one.plan), "--model-overrides", "{'gumbel_eval': 'sampled'}"]
+        _score(one, "eval-sampled", "eval-lm", flags, sampled_log(one))
+
+
+def eval_log(one: Run) -> Path:
+    return one.folder / f"eval-{one.plan.subset}.log"
+
+
+def sampled_log(one: Run) -> Path:
+    """The same with boundaries drawn as in training, which is how the original evaluates gumbel."""
+    return one.folder / f"eval-sampled-{one.plan.subset}.log"
+
+
+def corpus_tokens(plan: Plan) -> int:
+    """Tokens of the scored split: its characters and one end for each document. StageFailed if the files disagree."""
+    documents, tokens = split_size(plan.data / plan.subset)
+    if plan.prepared:
+        split, options = plan.prepared["splits"][plan.subset], plan.prepared["options"]
+        characters = split["bytes" if options["symbols"] == "bytes" else "characters"]
+        characters += documents if options["eos"] else 0
+        if characters != tokens:
+            raise StageFailed(f"{plan.data}: {plan.subset} holds {tokens:,} tokens of {characters:,} characters")
+    return tokens
+
+
+def validate(one: Run) -> None:
+    """fairseq-validate on the same split: what boundaries do there (and bits of windows without context)."""
+    plan = one.plan
+    flags = ["--task", "dynamic_pooling_lm", "--valid-subset", plan.subset, "--batch-size", str(plan.args.batch_size)]
+    flags += ["--required-batch-size-multiple", "1", "--log-format", "json", *plan.workers]
+    _score(one, "validate", "validate", flags, one.folder / "validate.log")
+
+
+def validation(one: Run) -> dict[str, float]:
+    """The numbers of :func:`validate`, without their prefix."""
+    path, prefix = one.folder / "validate.log", f"{one.plan.subset}_"
+    for line in reversed(path.read_text(encoding="utf-8", errors="replace").splitlines()):
+        _, found, body = line.partition(f" | {one.plan.subset} | ")
+        if found:
+            return {name.removeprefix(prefix): float(value) for name, value in json.loads(body).items()}
+    raise StageFailed(f"{path}: no result of fairseq-validate in it")
+
+
+def check_bits(one: Run) -> dict[str, Any]:
+    """Bits of a run, added up here from the log-probability of each character; StageFailed if they differ."""
+    log, path = one.folder / "probabilities.log", one.folder / "check.json"
+    flags = [*eval_flags(one.plan), "--output-word-probs"]
+    _score(one, "probabilities", "eval-lm", flags, log)
+    reported = read_evaluation(eval_log(one))
+    command = [sys.executable, str(FOLDER / "dynamic_pooling_check.py"), str(log), str(one.plan.data)]
+    run([*command, one.plan.subset, str(path)], path.with_suffix(".log"), env=one.plan.env)
+    found: dict[str, Any] = read_json(path)
+    same_text = found["text"] and found["tokens"] == reported.tokens
+    if not same_text or abs(found["bits"] - reported.bits) > 1e-4:
+        raise StageFailed(f"{one.name}: fairseq-eval-lm says {reported.bits} bits, its log-probabilities say {found}")
+    say(f"{one.name}: {found['bits']:.5f} bits by the log-probabilities, {reported.bits:.4f} as reported")
+    return {
+        "model": one.model,
+        "seed": one.seed,
+        "bits": found["bits"],
+        "reported": reported.bits,
+        "tokens": found["tokens"],
+    }
+
+
+def timed_updates(plan: Plan, runs: Sequence[Run]) -> dict[str, int]:
+    """How many updates of each model fit into the time of vanilla's, by the median time of an update over the seeds.
+
+    Decided once for each model, then kept in OUT/equal_time.json: so that training can go on.
+    """
+    path = Path(plan.args.out, "equal_time.json")
+    kept = read_json(path) if path.exists() else {}
+    if kept and kept["vanilla_updates"] != plan.args.updates:
+        raise UserError(f"{path}: is of {kept['vanilla_updates']} updates; give another --out")
+    steps: dict[str, float] = kept.get("step_seconds", {})
+    for model in dict.fromkeys(one.model for one in runs):
+        if model not in steps:
+            logs = [read_training_log(one.folder / "train.log") for one in runs if one.model == model]
+            steps[model] = median(log.seconds_per_update or 0.0 for log in logs)
+    if not all(steps.values()):
+        raise StageFailed("--equal-time: updates are too short to be timed; train for more, or log less often")
+    write_json(path, {"vanilla_updates": plan.args.updates, "step_seconds": steps})
+    return {model: max(round(plan.args.updates * steps["vanilla"] / step), 1) for model, step in steps.items()}
