@@ -18,7 +18,7 @@ from dynamic_pooling.layout import Layout
 from dynamic_pooling.losses import boundary_loss, statistics
 from dynamic_pooling.smoothing import closing_probability, confidence, smooth_segments
 from dynamic_pooling.stack import LayerOptions, Positions, Stack, activation
-from fairseq_efficient.ops.segment_pool import segment_ids, segment_pool, upsample
+from fairseq_efficient.ops.segment_pool import segment_layout, segment_pool, upsample
 from fairseq_efficient.precision import cpu_bf16_autocast
 
 ANY_LENGTH = 1_000_000
@@ -167,6 +167,7 @@ class HourglassDecoder(FairseqIncrementalDecoder):
             return h, None
         found = self.boundary_rule(tokens, h, padding_mask, sample=sample, forced=forced)
         closed = found.values.detach().bool()
+        layout = segment_layout(closed, padding_mask)
         last = self.options.pooling == "last"  # which passes no gradient to boundaries
         pooled = segment_pool(
             h,
@@ -175,9 +176,9 @@ class HourglassDecoder(FairseqIncrementalDecoder):
             kind=self.options.pooling,
             estimator=self.options.estimator,
             null=self.null_segment.to(h.dtype),
+            layout=layout,
         )
-        ids = segment_ids(closed, padding_mask)[1]
-        u = self._segments(pooled.values, pooled.lengths, found, ids, closed)
+        u = self._segments(pooled.values, layout.lengths, found, layout.ids, closed)
         return self.post(u + h, token_positions), found
 
     def _segments(self, values: Tensor, lengths: Tensor, found: Boundaries, ids: Tensor, closed: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dynamic_pooling.smoothing import closing_probability, smooth_segments, smooth_step
-from fairseq_efficient.ops.segment_pool import segment_ids, segment_pool, upsample
+from fairseq_efficient.ops.segment_pool import segment_layout, segment_pool, upsample
 from fairseq_efficient.state import LayerCache
 
 if TYPE_CHECKING:
@@ -72,16 +72,16 @@ def prefill(decoder: "HourglassDecoder", tokens: Tensor, state: HourglassState) 
         return h
     found = decoder.boundary_rule(tokens, h)
     closed = found.values.bool()
-    pooled = segment_pool(h, closed, kind=o.pooling, null=decoder.null_segment.to(h.dtype))
-    exclusive, inclusive, counts = segment_ids(closed)
+    layout = segment_layout(closed)
+    pooled = segment_pool(h, closed, kind=o.pooling, null=decoder.null_segment.to(h.dtype), layout=layout)
     s = decoder.widen(decoder.segment_layer_norm(pooled.values))
     z = decoder.short.fill(s, decoder.segment_positions(s.size(1), s), state.short, pooled.lengths)
     z = decoder.narrow(z)
     if o.smooth:
         assert found.probability is not None
-        z = smooth_segments(z, closing_probability(found.probability, inclusive, closed, z.size(1)))
-    u = upsample(z, inclusive)
-    still_open = (exclusive == counts.unsqueeze(1)).to(state.total.dtype)
+        z = smooth_segments(z, closing_probability(found.probability, layout.ids, closed, z.size(1)))
+    u = upsample(z, layout.ids)
+    still_open = (layout.ids - closed.long() == layout.ids[:, -1:]).to(state.total.dtype)
     state.total = torch.bmm(still_open.unsqueeze(1), h.to(state.total.dtype)).squeeze(1)
     state.count = still_open.sum(1).long()
     state.current = u[:, -1].clone()

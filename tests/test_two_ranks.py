@@ -11,7 +11,7 @@ FLAGS = (*NO_DROPOUT, "--batch-size", "4", "--max-update", "4", "--save-interval
 
 
 def two_ranks(args: list[str]) -> str:
-    """Rank 0's output of the form that platform.md found to work; both ranks must succeed."""
+    """Rank 0's output of the form that works on CPU (see deep_pyramidion/README.md); both ranks must succeed."""
     form = [
         "--distributed-world-size", "2", "--distributed-init-method", f"tcp://127.0.0.1:{free_port()}",
         "--distributed-backend", "gloo", "--distributed-no-spawn", "--ddp-backend", "legacy_ddp",

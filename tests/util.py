@@ -143,7 +143,7 @@ def train_args(data: Path | str, save_dir: Path | str, system: System, *more: st
 class Command:
     """A fairseq tool or a script in a new process, forked from a server that has imported fairseq already.
 
-    ``fresh=True`` starts a new interpreter instead: 4 s slower, but it proves what a user's shell would show.
+    ``typed`` is its standard input. ``fresh=True`` starts a new interpreter instead: 4 s slower, but it proves what a user's shell would show.
     """
 
     def __init__(
@@ -153,6 +153,7 @@ class Command:
         env: Mapping[str, str] | None = None,
         cwd: Path | str | None = None,
         fresh: bool = False,
+        typed: str = "",
     ):
         self.name = f"{tool} {' '.join(map(str, args))}"
         handle, self._log = tempfile.mkstemp(suffix=".log")
@@ -164,7 +165,7 @@ class Command:
                 everything = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
                 self._process: Any = subprocess.Popen(command, stdout=out, stderr=out, env=everything, cwd=cwd)
         else:
-            target = (tool, arguments, dict(env or {}), str(cwd or os.getcwd()), self._log)
+            target = (tool, arguments, dict(env or {}), str(cwd or os.getcwd()), self._log, typed)
             self._process = SERVER.Process(target=_run_tool, args=target)
             self._process.start()
 
@@ -186,8 +187,14 @@ class Command:
         return output
 
 
-def _run_tool(tool: str, args: list[str], env: dict[str, str], cwd: str, log: str) -> None:
+def _run_tool(tool: str, args: list[str], env: dict[str, str], cwd: str, log: str, typed: str) -> None:
     """In the forked process: what the interpreter does with a command, its output into ``log``."""
+    if typed:
+        with tempfile.TemporaryFile() as file:
+            file.write(typed.encode())
+            file.seek(0)
+            os.dup2(file.fileno(), 0)
+        sys.stdin = os.fdopen(0, encoding="utf-8")
     handle = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -215,9 +222,10 @@ def run_cli(
     cwd: Path | str | None = None,
     timeout: float = 120,
     fresh: bool = False,
+    typed: str = "",
 ) -> str:
     """Output of ``fairseq_cli.<tool>``, or of a script (``scripts/x.py``), run in a process of its own; see Command."""
-    return Command(tool, args, env, cwd, fresh).wait(expect, timeout)
+    return Command(tool, args, env, cwd, fresh, typed).wait(expect, timeout)
 
 
 def run_in_process(tool: str, args: Sequence[str]) -> str:

@@ -163,7 +163,7 @@ def train_step_by_parts(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
     step, watch = train_step(kind, n, setup), Stopwatch(setup.place)
     wrapped = [
         (decoder_module, name, watch.wrap(getattr(decoder_module, name)))
-        for name in ("segment_pool", "segment_ids", "upsample")
+        for name in ("segment_layout", "segment_pool", "upsample")
     ]
     for function in (pool_module._Pool, pool_module._Upsample):
         wrapped.append((function, "backward", staticmethod(watch.wrap(function.backward))))  # type: ignore[arg-type]

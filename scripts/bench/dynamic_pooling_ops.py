@@ -10,7 +10,7 @@ from torch.nn.functional import embedding_bag, pad
 
 from fairseq_efficient.bench import flops
 from fairseq_efficient.ops.relative_attention import relative_attention
-from fairseq_efficient.ops.segment_pool import segment_ids, segment_pool, upsample
+from fairseq_efficient.ops.segment_pool import segment_layout, segment_pool, upsample
 
 RELATIVE, EINSUM = "relative", "einsum"
 REPEATS = 20  # calls of an operator that are timed as one
@@ -75,12 +75,13 @@ def attention_gflop(kind: str, n: int, setup: Setup) -> float:
 
 
 def pooling_pieces(kind: str, n: int, setup: Setup) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """A function and the values it reads. kinds: ``pool`` (tokens to segments) and the bare ``embedding_bag`` of the
-    same bags; ``upsample`` (segments to tokens) and the bare ``index_select`` of the same rows."""
+    """A function and the values it reads. kinds: ``layout`` (what both directions know of the boundaries, once a batch),
+    ``pool`` (tokens to segments) and the bare ``embedding_bag`` of the same bags; ``upsample`` (segments to tokens) and the bare ``index_select`` of the same rows."""
     torch.manual_seed(1)
     n -= n % SEGMENT
     closed = (torch.arange(n, device=setup.place) % SEGMENT == SEGMENT - 1).expand(setup.batch, n).contiguous()
-    ids = segment_ids(closed)[1]
+    layout = segment_layout(closed)
+    ids = layout.ids
     columns = 1 + n // SEGMENT
     rows = n if kind in ("pool", "embedding_bag") else columns
     dtype = torch.bfloat16 if setup.dtype == "bf16" else torch.float32
@@ -90,7 +91,8 @@ def pooling_pieces(kind: str, n: int, setup: Setup) -> tuple[Callable[[Tensor], 
     starts = tokens[::SEGMENT]
     flat_ids = (ids + torch.arange(setup.batch, device=setup.place).unsqueeze(1) * columns).flatten()
     functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "pool": lambda x: segment_pool(x, closed, null=null).values,
+        "layout": lambda x: segment_layout(closed).ends,
+        "pool": lambda x: segment_pool(x, closed, null=null, layout=layout).values,
         "embedding_bag": lambda x: embedding_bag(tokens, x.view(-1, setup.dim), starts, mode="mean"),
         "upsample": lambda x: upsample(x, ids),
         "index_select": lambda x: x.view(-1, setup.dim).index_select(0, flat_ids),

@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see ex
 # ruff: noqa: E402
 import dynamic_pooling_results as results
 from dynamic_pooling_plan import MODELS, Plan, layers
-from dynamic_pooling_stages import check_bits, evaluate, prepare, timed_updates, train, validate
+from dynamic_pooling_stages import check_bits, evaluate, prepare, time_updates, timed_updates, train, validate
 from experiment_stages import StageFailed, say
 
 from fairseq_efficient.errors import UserError, run_main
@@ -77,6 +77,9 @@ def add_model(group: argparse._ArgumentGroup) -> None:
 def add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--updates", type=int, default=2000, help="of each model (default: %(default)s)")
     group.add_argument("--equal-time", action="store_true", help="also train each as long as vanilla took")
+    group.add_argument(
+        "--time-updates", type=int, metavar="N", help="first time N updates of each model, while the machine is quiet"
+    )
     group.add_argument("--tokens-per-sample", type=int, default=512, help="characters (default: %(default)s)")
     group.add_argument("--batch-size", type=int, default=16, help="windows (default: %(default)s)")
     group.add_argument("--lr", type=float, default=1e-3, help="peak of the cosine schedule (default: %(default)s)")
@@ -100,12 +103,14 @@ def check(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     if not all(seed.isdigit() for seed in args.seeds.split(",")):
         raise UserError(f"--seeds {args.seeds}: not a comma list of whole numbers")
     numbers = ("updates", "dim", "ffn", "heads", "tokens_per_sample", "batch_size", "valid_batches", "valid_interval",
-               "log_interval", "threads", "unigram_vocab")  # fmt: skip
+               "log_interval", "threads", "unigram_vocab", "time_updates")  # fmt: skip
     for flag in numbers:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
     layers(args.layers)
+    if args.time_updates is not None and args.time_updates < 4:
+        raise UserError(f"--time-updates {args.time_updates}: must be at least 4, of which two do not count")
     if args.context_window is not None and not 0 <= args.context_window < args.tokens_per_sample:
         raise UserError(f"--context-window {args.context_window}: must be below --tokens-per-sample")
     if not 0 <= args.warmup < 1:
@@ -129,6 +134,8 @@ def main() -> int:
     folder = ROOT / "docs" / "results" if args.publish else (args.results or args.out / "results")
     try:
         plan = Plan(args, prepare(args))
+        if args.time_updates:
+            time_updates(plan, models, args.time_updates)
         runs = [plan.run(model, seed, args.updates) for seed in seeds for model in models]
         done = []
         for run in runs:

@@ -10,7 +10,7 @@ from typing import Any
 
 import dynamic_pooling_page
 from dynamic_pooling_plan import Plan, Run, split_size
-from dynamic_pooling_stages import eval_log, sampled_log, validation
+from dynamic_pooling_stages import eval_log, sampled_log, step_seconds, validation
 from experiment_stages import Record, TrainingLog, read_json, read_training_log, write_json
 
 from fairseq_efficient.bench.machine import provenance, this_command
@@ -102,7 +102,7 @@ def rows_of(one: Run, log: TrainingLog, key: dict[str, Any]) -> list[dict[str, A
         "test_characters": evaluation.tokens,
         "eval_seconds": evaluation.seconds,
         "valid_bpc": log.valid.get("valid_bpc"),
-        "seconds_per_update": log.seconds_per_update,
+        "seconds_per_update": step_seconds(one.plan).get(one.model, log.seconds_per_update),
         **{name: validated.get(logged) for name, logged in VALIDATED.items()},
     }
     if one.model == "gumbel":

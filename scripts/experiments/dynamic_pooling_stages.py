@@ -202,21 +202,53 @@ def check_bits(one: Run) -> dict[str, Any]:
     }
 
 
-def timed_updates(plan: Plan, runs: Sequence[Run]) -> dict[str, int]:
-    """How many updates of each model fit into the time of vanilla's, by the median time of an update over the seeds.
-
-    Decided once for each model, then kept in OUT/equal_time.json: so that training can go on.
-    """
+def step_seconds(plan: Plan) -> dict[str, float]:
+    """Seconds per update of each model that :func:`time_updates` or :func:`timed_updates` settled."""
     path = Path(plan.args.out, "equal_time.json")
     kept = read_json(path) if path.exists() else {}
     if kept and kept["vanilla_updates"] != plan.args.updates:
         raise UserError(f"{path}: is of {kept['vanilla_updates']} updates; give another --out")
-    steps: dict[str, float] = kept.get("step_seconds", {})
+    return dict(kept.get("step_seconds", {}))
+
+
+def _keep_step_seconds(plan: Plan, steps: dict[str, float]) -> None:
+    write_json(Path(plan.args.out, "equal_time.json"), {"vanilla_updates": plan.args.updates, "step_seconds": steps})
+
+
+def time_updates(plan: Plan, models: Sequence[str], count: int) -> None:
+    """Time ``count`` updates of each model, two rounds in turns, before anything is trained: the median of all but the
+    first two of a round. For a machine that is quiet now and may not be later."""
+    steps = step_seconds(plan)
+    left = [model for model in models if model not in steps]
+    found: dict[str, list[float]] = {model: [] for model in left}
+    for place in (*left, *reversed(left)):
+        one = plan.run(place, 1, plan.args.updates)
+        say(f"{place}: timing {count} updates")
+        log = Path(plan.args.out, "timing", f"{place}{len(found[place])}.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        flags = [*one.train_flags, "--max-update", str(count), "--log-interval", "1", "--no-save", "--disable-validation"]
+        run(command_of("train", one, [*flags, *plan.workers]), log, env=plan.env)
+        seconds = read_training_log(log).intervals
+        found[place] += [each for update, each in seconds.items() if update > 2]
+    for model in left:
+        steps[model] = median(found[model])
+        say(f"{model}: {steps[model]:.3f} s for an update")
+    _keep_step_seconds(plan, steps)
+
+
+def timed_updates(plan: Plan, runs: Sequence[Run]) -> dict[str, int]:
+    """How many updates of each model fit into the time of vanilla's, by the median time of an update over the seeds
+    (or what :func:`time_updates` measured).
+
+    Decided once for each model, then kept in OUT/equal_time.json: so that training can go on.
+    """
+    steps = step_seconds(plan)
     for model in dict.fromkeys(one.model for one in runs):
         if model not in steps:
             logs = [read_training_log(one.folder / "train.log") for one in runs if one.model == model]
             steps[model] = median(log.seconds_per_update or 0.0 for log in logs)
     if not all(steps.values()):
         raise StageFailed("--equal-time: updates are too short to be timed; train for more, or log less often")
-    write_json(path, {"vanilla_updates": plan.args.updates, "step_seconds": steps})
+    _keep_step_seconds(plan, steps)
     return {model: max(round(plan.args.updates * steps["vanilla"] / step), 1) for model, step in steps.items()}

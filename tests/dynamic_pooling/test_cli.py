@@ -233,13 +233,14 @@ def test_another_dictionary_is_named(trained: dict[str, Path], stream_data: Path
 def test_a_leak_stops_training(stream_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from dynamic_pooling import decoder
 
-    stock = decoder.segment_ids
+    stock = decoder.segment_layout
 
     def early(*args: Any, **kwargs: Any) -> Any:
-        g, a, n = stock(*args, **kwargs)
-        return g, torch.cat([a[:, 1:], a[:, -1:]], 1), n  # a token reads what its successor closes
+        layout = stock(*args, **kwargs)
+        a = layout.ids
+        return layout._replace(ids=torch.cat([a[:, 1:], a[:, -1:]], 1))  # a token reads what its successor closes
 
-    monkeypatch.setattr(decoder, "segment_ids", early)
+    monkeypatch.setattr(decoder, "segment_layout", early)
     with pytest.raises(UserError, match="the model is not causal"):
         train(stream_data, tmp_path, "whitespaces")
     assert "done training" in train(stream_data, tmp_path, "whitespaces", "--check-causality", "never")

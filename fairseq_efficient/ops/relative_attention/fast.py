@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from fairseq_efficient.ops.relative_attention.common import check_arguments
 
-_QUERIES = 128  # per tile, at most
+_QUERIES = 128  # per tile, about
 _TILE = {"cpu": 1 << 19, "cuda": 1 << 25}  # scores per tile, about: what stays in a CPU's cache
 
 
@@ -136,7 +136,7 @@ class _Plan:
         self.batch, self.heads, self.queries, self.dim = q.shape
         self.keys, self.dropout_p, self.window, self.scale = keys, dropout_p, window, scale
         self.dtype, self.device = q.dtype, q.device
-        self.step = min(_QUERIES, self.queries)
+        self.step = -(-self.queries // max(1, round(self.queries / _QUERIES)))  # no small tile is left at the end
         seen = keys if window is None else min(keys, window + self.step)
         fits = _TILE.get(q.device.type, 1 << 25) // (self.step * (seen + 1))
         self.pairs = _largest_divisor(self.heads, fits)

@@ -18,6 +18,20 @@ class SegmentPooled(NamedTuple):
     lengths: Tensor  # (B,) int64: columns in use, 1 + n_r
 
 
+class SegmentLayout(NamedTuple):
+    """Result of :func:`segment_layout`. Pads stand behind the tokens of their row for all that counts in places."""
+
+    ids: Tensor  # (B, T) int64, the inclusive ids of :func:`segment_ids`
+    hard: Tensor  # (B, T) bool, False at pads
+    place: Tensor  # (B, T) or (1, T) int64: where each token stands
+    ends: Tensor  # (B, S) int64: the place behind the last token of each column
+    counts: Tensor  # (B, S) int64, as in :class:`SegmentPooled`
+    lengths: Tensor  # (B,) int64, as in :class:`SegmentPooled`
+    tokens: Tensor  # (B * T,) int64: tokens of the flattened batch by place
+    bags: Tensor  # (B * S + 1,) int64: where each column begins among them, and the end of the last
+    padding_mask: Tensor | None
+
+
 def hard_boundaries(boundaries: Tensor, padding_mask: Tensor | None) -> Tensor:
     """(B, T) bool, False at pads; a float boundary counts from 0.5."""
     hard = boundaries if boundaries.dtype == torch.bool else boundaries.detach() > 0.5

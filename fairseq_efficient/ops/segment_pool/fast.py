@@ -14,11 +14,41 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag, pad
 
 from fairseq_efficient.ops.segment_pool.common import (
+    SegmentLayout,
     SegmentPooled,
     check_pool_arguments,
     check_upsample_arguments,
     hard_boundaries,
 )
+
+
+def segment_layout(boundaries: Tensor, padding_mask: Tensor | None = None, groups: int | None = None) -> SegmentLayout:
+    """Where segments lie: what :func:`segment_pool` and :func:`upsample` need to know of boundaries.
+
+    Args and errors as for :func:`segment_pool`. Without ``groups`` the host waits for the largest number of boundaries.
+    """
+    hard = hard_boundaries(boundaries, padding_mask)
+    ids = hard.cumsum(1)
+    lengths = ids[:, -1] + 1
+    if groups is None:
+        groups = int(lengths.max()) - 1
+    else:
+        torch._assert_async((lengths <= groups + 1).all(), f"a row has more than {groups} closed segments")
+    place, order = _places(hard, padding_mask)
+    ends = _ends(hard, ids, place, lengths, groups + 1)
+    length = hard.size(1)
+    every = torch.arange(hard.numel(), device=hard.device)
+    return SegmentLayout(
+        ids=ids,
+        hard=hard,
+        place=place,
+        ends=ends,
+        counts=pad(ends.diff(dim=1), (1, 0)),
+        lengths=lengths,
+        tokens=every if order is None else _flat(order, length),
+        bags=pad(_flat(ends, length), (1, 0)),
+        padding_mask=padding_mask,
+    )
 
 
 def segment_pool(
@@ -30,6 +60,7 @@ def segment_pool(
     estimator: str = "interior",
     groups: int | None = None,
     null: Tensor | None = None,
+    layout: SegmentLayout | None = None,
 ) -> SegmentPooled:
     """Pool each closed segment of each row to one vector (Nawrot et al. 2023, section 2).
 
@@ -46,6 +77,7 @@ def segment_pool(
         groups: columns to make room for besides the null group, at least the largest number of boundaries in a row;
             without it the host waits for that number.
         null: (D,), written into column 0 of every row; zeros if not given.
+        layout: :func:`segment_layout` of the same boundaries and mask, if it is known already.
 
     Returns:
         :class:`SegmentPooled`. What follows the last boundary of a row is dropped.
@@ -54,24 +86,12 @@ def segment_pool(
         ValueError: wrong shapes, names or a gradient that is not defined. RuntimeError: more segments than ``groups``.
     """
     check_pool_arguments(hidden, boundaries, padding_mask, kind, estimator, groups, null)
-    hard = hard_boundaries(boundaries, padding_mask)
-    inclusive = hard.cumsum(1)
-    lengths = inclusive[:, -1] + 1
-    if groups is None:
-        groups = int(lengths.max()) - 1
-    else:
-        torch._assert_async((lengths <= groups + 1).all(), f"a row has more than {groups} closed segments")
-    place, order = _places(hard, padding_mask)
-    ends = _ends(hard, inclusive, place, lengths, groups + 1)
-    counts = pad(ends.diff(dim=1), (1, 0))
-    column = inclusive - hard.long() + 1
-    column = column.masked_fill(column >= lengths.unsqueeze(1), 0)
-    if padding_mask is not None:
-        column = column.masked_fill(padding_mask, 0)
-    if kind == "last":
-        column = column.masked_fill(~hard, 0)
-    values = _Pool.apply(hidden, boundaries, null, (column, place, order, ends, counts), kind, estimator == "both")
-    return SegmentPooled(values, counts, lengths)
+    if layout is None:
+        layout = segment_layout(boundaries, padding_mask, groups)
+    elif layout.ids.shape != boundaries.shape:
+        raise ValueError(f"layout is of boundaries {tuple(layout.ids.shape)}, not {tuple(boundaries.shape)}")
+    values = _Pool.apply(hidden, boundaries, null, layout, kind, estimator == "both")
+    return SegmentPooled(values, layout.counts, layout.lengths)
 
 
 def upsample(values: Tensor, ids: Tensor) -> Tensor:
@@ -85,12 +105,12 @@ def upsample(values: Tensor, ids: Tensor) -> Tensor:
         (B, T, D).
 
     Raises:
-        ValueError: wrong shapes. RuntimeError: ids out of range or decreasing.
+        ValueError: wrong shapes. RuntimeError: ids out of range; in the backward, ids that decrease.
     """
     check_upsample_arguments(values, ids)
-    if ids.size(1):
-        sorted_ = (ids[:, 1:] >= ids[:, :-1]).all() & (ids[:, 0] >= 0).all() & (ids[:, -1] < values.size(1)).all()
-        torch._assert_async(sorted_, f"ids must not decrease along a row and lie in [0, {values.size(1)})")
+    if values.size(0) > 1:  # with one row index_select looks itself; with more a wrong id may be one of the next row
+        within = (ids >= 0) & (ids < values.size(1))
+        torch._assert_async(within.all(), f"upsample: ids must lie in [0, {values.size(1)})")
     return _Upsample.apply(values, ids)
 
 
@@ -109,6 +129,15 @@ def _places(hard: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor |
     return place, torch.empty_like(place).scatter_(1, place, tokens.expand_as(place))
 
 
+def _columns(layout: SegmentLayout, kind: str) -> Tensor:
+    """(B, T) int64: the column that each token counts for, 0 for none."""
+    column = layout.ids - layout.hard.long() + 1
+    column = column.masked_fill(column >= layout.lengths.unsqueeze(1), 0)
+    if layout.padding_mask is not None:
+        column = column.masked_fill(layout.padding_mask, 0)
+    return column.masked_fill(~layout.hard, 0) if kind == "last" else column
+
+
 def _ends(hard: Tensor, inclusive: Tensor, place: Tensor, lengths: Tensor, columns: int) -> Tensor:
     """(B, S) int64: the place behind the last token of each column; columns not in use end where the last one does."""
     after = (place + 1).expand_as(inclusive)
@@ -121,6 +150,8 @@ def _ends(hard: Tensor, inclusive: Tensor, place: Tensor, lengths: Tensor, colum
 
 def _flat(index: Tensor, width: int) -> Tensor:
     """Positions (B, n) within rows of ``width`` -> positions (B * n,) in the flattened rows."""
+    if index.size(0) == 1:
+        return index.flatten()
     return (index + torch.arange(index.size(0), device=index.device).unsqueeze(1) * width).flatten()
 
 
@@ -130,20 +161,20 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return x.reshape(batch * n, channels).index_select(0, _flat(index, n)).view(batch, -1, channels)
 
 
-def _runs(x: Tensor, order: Tensor | None, ends: Tensor, counts: Tensor | None = None) -> Tensor:
+def _runs(x: Tensor, tokens: Tensor, bags: Tensor, counts: Tensor | None = None) -> Tensor:
     """x (B, T, D) -> (B, S, D): sum (mean, with ``counts`` (B, S)) of what lies between the ends of two columns.
 
-    The bag of column 0 holds what the row before left over, the bag behind the last row what that one did. Both
-    kernels sum in fp32 or better. CUDA's divides too; the CPU's is slower at that than a division afterwards, for which
-    sums of float16 must not overflow.
+    tokens (B * T,): rows of the flattened x in the order of their bags; bags (B * S + 1,): where each begins, and the
+    end of the last. The bag of column 0 holds what the row before left over, the one behind the last row what that one
+    did. Both kernels sum in fp32 or better. CUDA's divides too; the CPU's is slower at that than a division afterwards,
+    for which sums of float16 must not overflow.
     """
     batch, length, channels = x.shape
-    tokens = torch.arange(batch * length, device=x.device) if order is None else _flat(order, length)
     flat = x.detach().reshape(batch * length, channels)
     if x.dtype == torch.float16 and not x.is_cuda:
         flat = flat.float()
     mode = "mean" if x.is_cuda and counts is not None else "sum"
-    out = embedding_bag(tokens, flat, pad(_flat(ends, length), (1, 0)), mode=mode)[:-1].view(batch, -1, channels)
+    out = embedding_bag(tokens, flat, bags, mode=mode)[:-1].view(batch, -1, channels)
     if counts is not None and mode == "sum":
         wide = torch.promote_types(x.dtype, torch.float32)
         out = out.to(wide).div_(counts.clamp(min=1).to(wide).unsqueeze(-1))
@@ -164,16 +195,18 @@ def _dots(one: Tensor, two: Tensor) -> Tensor:
 
 
 class _Pool(torch.autograd.Function):
-    """The pooled values; ``layout`` is (column, place, order, ends, counts), column (B, T) being 0 outside segments."""
+    """The pooled values."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, boundaries: Tensor, null: Tensor | None, layout, kind: str, both: bool) -> Tensor:
-        column, place, order, ends, counts = layout
+    def forward(
+        ctx, hidden: Tensor, boundaries: Tensor, null: Tensor | None, layout: SegmentLayout, kind: str, both: bool
+    ) -> Tensor:
+        counts = layout.counts
         if kind == "mean":
-            out = _runs(hidden, order, ends, counts)
+            out = _runs(hidden, layout.tokens, layout.bags, counts)
         else:
-            last = (ends - 1).clamp(min=0)
-            out = _take(hidden, last if order is None else order.gather(1, last))
+            last = layout.tokens[(layout.bags[1:] - 1).clamp(min=0)]
+            out = hidden.detach().flatten(0, 1).index_select(0, last).view(*counts.shape, -1)
             out.masked_fill_((counts == 0).unsqueeze(-1), 0.0)
             counts = counts.clamp(max=1)
         if null is None:
@@ -181,18 +214,21 @@ class _Pool(torch.autograd.Function):
         else:
             out[:, 0] = null
         soft = ctx.needs_input_grad[1]
-        ctx.save_for_backward(column, place, ends, counts, hidden if soft else None, out if soft and both else None)
+        ctx.save_for_backward(counts, hidden if soft else None, out if soft and both else None)
+        ctx.layout, ctx.kind = layout, kind
         ctx.boundary_dtype, ctx.null_dtype = boundaries.dtype, None if null is None else null.dtype
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        column, place, ends, counts, hidden, values = ctx.saved_tensors
+        counts, hidden, values = ctx.saved_tensors
+        place, ends = ctx.layout.place, ctx.layout.ends
         grad_hidden = grad_boundaries = grad_null = None
         if ctx.needs_input_grad[2]:
             grad_null = grad[:, 0].sum(0, dtype=ctx.null_dtype)
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            column = _columns(ctx.layout, ctx.kind)
             share = counts.to(torch.promote_types(grad.dtype, torch.float32)).reciprocal()
             share = share.masked_fill(counts == 0, 0.0)
             grad_hidden = _take((grad * share.unsqueeze(-1)).to(grad.dtype), column)
@@ -252,6 +288,8 @@ class _Upsample(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         (ids,) = ctx.saved_tensors
+        torch._assert_async((ids.diff(dim=1) >= 0).all(), "upsample: ids must not decrease along a row")
         columns = torch.arange(ctx.columns, device=ids.device).expand(ids.size(0), -1).contiguous()
         ends = torch.searchsorted(ids.contiguous(), columns, right=True)
-        return _runs(grad, None, ends), None
+        tokens = torch.arange(ids.numel(), device=ids.device)
+        return _runs(grad, tokens, pad(_flat(ends, ids.size(1)), (1, 0))), None

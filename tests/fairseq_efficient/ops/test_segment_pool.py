@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from fairseq_efficient.ops.segment_pool import SegmentPooled, segment_ids, segment_pool, upsample
+from fairseq_efficient.ops.segment_pool import SegmentPooled, segment_ids, segment_layout, segment_pool, upsample
 from fairseq_efficient.ops.segment_pool import fast as fast_module
 from fairseq_efficient.ops.segment_pool import naive as naive_module
 from tests.util import ROOT, assert_close
@@ -248,9 +248,16 @@ def test_impossible_arguments_are_refused(op: Any):
     ]:
         with pytest.raises(ValueError, match=match):
             op(*args, **flags)
-    for ids in ([[0, 1, 0]], [[0, 1, 2]], [[-1, 0, 0]]):
-        with pytest.raises(RuntimeError, match="ids"):
+    for ids in ([[0, 1, 2]], [[-1, 0, 0]]):
+        with pytest.raises((IndexError, RuntimeError), match="ids|range"):
             upsample(hidden[:1, :2], torch.tensor(ids))
+        with pytest.raises(RuntimeError, match="ids must lie in"):
+            upsample(hidden[:2, :2], torch.tensor([*ids, [0, 0, 0]]))
+    falling = upsample(hidden[:1, :2].clone().requires_grad_(), torch.tensor([[0, 1, 0]]))
+    with pytest.raises(RuntimeError, match="ids must not decrease"):
+        falling.sum().backward()
+    with pytest.raises(ValueError, match="layout"):
+        segment_pool(hidden, boundaries, layout=segment_layout(boundaries[:, :5]))
     with pytest.raises(ValueError, match="ids"):
         upsample(hidden, torch.zeros(3, 4, dtype=torch.int64))
 

@@ -1,0 +1,118 @@
+"""Every command in a README runs, on tiny data and with a few updates; those that do not are named with the reason."""
+
+import json
+import random
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.util import ROOT, run_cli
+
+READMES = ("README.md", "deep_pyramidion/README.md", "dynamic_pooling/README.md")
+NOT_RUN = {  # start of a command -> why it is not run here
+    "bash scripts/quickstart.sh": "fetches a corpus; its commands are those of the package's README",
+    "bash scripts/run_tests.sh": "runs this test",
+    "source .venv/bin/activate": "the tests run in an environment already",
+    "pip install": "installs; continuous integration does it before the tests",
+    "fairseq-train --user-dir $(": "needs a shell; tests/test_layout.py looks at `python -m PACKAGE`",
+    "fairseq-train DATA": "a pattern to be filled in",
+}
+WORDS = ["".join(letters) for letters in zip("bdfgklmnprst" * 2, "aeiou" * 5, "lmnrst" * 4, strict=False)]
+TINY = {  # tool -> arguments that come last, and so win
+    "prepare_lm": ("--unigram-vocab", "30"),
+    "prepare_summarization": ("--vocab-size", "90"),
+    "train": ("--max-update", "2", "--batch-size", "2", "--update-freq", "1", "--num-workers", "0", "--cpu"),
+    "generate": ("--num-workers", "0", "--cpu", "--max-len-b", "12"),
+    "eval_lm": ("--num-workers", "0", "--cpu"),
+    "interactive": ("--cpu", "--max-len-b", "12"),
+}
+TINY_LANGUAGE_MODEL = {
+    "train": ("--tokens-per-sample", "32"),
+    "eval_lm": ("--tokens-per-sample", "64", "--context-window", "32"),
+    "generate": ("--prefix-size", "20", "--max-len-b", "40"),
+}
+TINY_SUMMARIZER = {"train": ("--arch", "pyramidion_tiny", "--max-source-positions", "128")}
+
+
+@dataclass
+class Command:
+    """One command of a README: ``text | words > file`` with what is not there left empty."""
+
+    words: list[str]
+    typed: str = ""  # standard input
+    tee: str = ""
+    flags: list[str] = field(default_factory=list)
+
+
+def commands_of(readme: str) -> list[str]:
+    """The commands of its ``bash`` blocks, without comments, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split("  #")[0].split()) for line in lines if line.strip()]
+
+
+def parse(command: str) -> Command:
+    parts = [shlex.split(part) for part in re.split(r" \| ", command)]
+    typed = " ".join(parts.pop(0)[1:]) + "\n" if parts[0][0] == "echo" else ""
+    tee = parts.pop()[1] if parts[-1][0] == "tee" else ""
+    assert len(parts) == 1, f"not understood: {command}"
+    return Command(parts[0], typed, tee)
+
+
+def runnable(readme: str) -> list[str]:
+    return [one for one in commands_of(readme) if not one.startswith(tuple(NOT_RUN))]
+
+
+def write_documents(folder: Path, count: dict[str, int]) -> None:
+    draw = random.Random(1)
+    for split, size in count.items():
+        with (folder / f"{split}.jsonl").open("w") as file:
+            for _ in range(size):
+                text = [" ".join(draw.choices(WORDS, k=9)).capitalize() + "." for _ in range(8)]
+                file.write(json.dumps({"document": " ".join(text), "abstract": " ".join(text[:2])}) + "\n")
+        (folder / f"{split}.txt").write_text("".join(" ".join(draw.choices(WORDS, k=40)) + "\n" for _ in range(size)))
+
+
+def rewrite(command: Command, readme: str, folder: Path) -> tuple[str, list[str]]:
+    """(tool, arguments): folders below ``folder``, our own text instead of a fetched corpus, few updates."""
+    words, splits = list(command.words), [f"{split}={folder / split}" for split in ("train", "valid", "test")]
+    tool = words.pop(0).removeprefix("fairseq-").replace("-", "_")
+    if tool == "python":
+        tool = words.pop(0)
+    name = Path(tool).stem
+    if name.startswith("prepare_"):
+        ending = ".txt" if name == "prepare_lm" else ".jsonl"
+        if "--corpus" in words:
+            place = words.index("--corpus")
+            words[place : place + 2] = [word for split in splits for word in ("--split", split + ending)]
+        else:
+            words = [word if "=" not in word else splits[["train", "valid", "test"].index(word.split("=")[0])] + ending
+                     for word in words]  # fmt: skip
+    words = [re.sub(r"^(data|runs)/", f"{folder}/\\1/", word) for word in words if word not in ("--bf16",)]
+    more = TINY_SUMMARIZER if "long_summarization" in words else TINY_LANGUAGE_MODEL
+    return tool, [*words, *TINY.get(name, ()), *more.get(name, ())]
+
+
+@pytest.mark.parametrize("readme", [readme for readme in READMES if runnable(readme)])
+def test_the_commands_run(readme: str, tmp_path: Path):
+    write_documents(tmp_path, {"train": 24, "valid": 6, "test": 6})
+    for folder in ("data", "runs"):
+        (tmp_path / folder).mkdir()
+    for line in runnable(readme):
+        command = parse(line)
+        tool, arguments = rewrite(command, readme, tmp_path)
+        output = run_cli(tool, arguments, cwd=ROOT, typed=command.typed, timeout=280)
+        if command.tee:
+            Path(rewrite(Command(["x", command.tee]), readme, tmp_path)[1][0]).write_text(output)
+        assert "Traceback" not in output
+        if tool in ("eval_lm", "generate"):
+            assert re.search(r"Evaluated [\d,]+ tokens|^H-0", output, re.MULTILINE), output
+
+
+def test_reasons_are_of_commands_that_exist():
+    every = [command for readme in READMES for command in commands_of(readme)]
+    unused = [start for start in NOT_RUN if not any(command.startswith(start) for command in every)]
+    assert not unused
