@@ -2,7 +2,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PACKAGES = ("fairseq_efficient", "deep_pyramidion", "dynamic_pooling", "efficient_systems")
+PACKAGES = ("fairseq_efficient", "deep_pyramidion", "dynamic_pooling", "skimming", "efficient_systems")
 
 setup(
     name="fairseq-efficient",
@@ -28,6 +28,7 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.8",
         "safetensors>=0.4",
+        "tokenizers>=0.21",
         "tensorboard>=2.16",
         "psutil>=5.9",
     ],

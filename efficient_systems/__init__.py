@@ -2,3 +2,4 @@
 
 import deep_pyramidion  # noqa: F401
 import dynamic_pooling  # noqa: F401
+import skimming  # noqa: F401

@@ -13,3 +13,14 @@ def geometric(start: float, end: float, updates: int, num_updates: int | None) -
     if num_updates <= 0:
         return start
     return start * (end / start) ** (num_updates / updates)
+
+
+def linear(start: float, end: float, updates: int, num_updates: int | None) -> float:
+    """Move from ``start`` to ``end`` in equal steps; exact at both ends, ``end`` at once if ``updates`` is 0.
+
+    Args:
+        num_updates: updates done; None (a model outside training) means all.
+    """
+    if num_updates is None or num_updates >= updates:
+        return end
+    return start + (end - start) * max(num_updates, 0) / updates

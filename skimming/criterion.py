@@ -1,0 +1,225 @@
+"""Task loss plus the price of kept tokens: what every criterion of skimming shares, and ``skim_sentence_prediction``.
+
+A task with another loss derives from :class:`SkimLoss` and its own criterion, as the one below does.
+"""
+
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from fairseq.criterions import register_criterion
+from fairseq.criterions.sentence_prediction import SentencePredictionConfig, SentencePredictionCriterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from torch import Tensor
+
+from fairseq_efficient.errors import UserError
+from fairseq_efficient.schedules import linear
+from skimming.distillation import Teacher, divergence
+
+logger = logging.getLogger(__name__)
+WATCH_EVERY = 100  # updates between two looks at what is kept
+PATIENCE = 1000  # updates after which something should be skipped
+
+
+@dataclass
+class SkimLossConfig(FairseqDataclass):
+    skim_lambda: float = field(
+        default=0.5, metadata={"help": "weight of the kept share of tokens, averaged over layers, in the loss"}
+    )
+    skim_target_ratio: Optional[float] = field(  # noqa: UP045 (fairseq cannot parse `float | None`)
+        default=None,
+        metadata={"help": "if set, the loss is the squared distance of each sentence's kept share from this"},
+    )
+    skim_lambda_warmup: int = field(
+        default=0, metadata={"help": "updates over which --skim-lambda grows linearly from 0"}
+    )
+    skim_teacher: Optional[str] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": "checkpoint of a dense model, fine-tuned on this task, whose outputs are also learned"},
+    )
+    skim_distill_weight: float = field(default=1.0, metadata={"help": "weight of what is learned from --skim-teacher"})
+    skim_distill_temperature: float = field(
+        default=1.0, metadata={"help": "both sides' logits are divided by this before they are compared"}
+    )
+
+
+class SkimLoss:
+    """Mixin for criterions: ``task + lambda (kept share) + weight (distance from a teacher)``, sums over sentences."""
+
+    def init_skim_loss(self, cfg: Any, task: Any) -> None:
+        """Read the flags of :class:`SkimLossConfig`. Raises UserError for values that make no sense."""
+        for name in ("skim_lambda", "skim_lambda_warmup", "skim_distill_weight"):
+            if not 0 <= getattr(cfg, name) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must not be negative")
+        if cfg.skim_target_ratio is not None and not 0 <= cfg.skim_target_ratio <= 1:
+            raise UserError(f"--skim-target-ratio {cfg.skim_target_ratio}: must be between 0 and 1")
+        if not cfg.skim_distill_temperature > 0:
+            raise UserError(f"--skim-distill-temperature {cfg.skim_distill_temperature}: must be greater than 0")
+        self.skim_lambda, self.skim_lambda_warmup = cfg.skim_lambda, cfg.skim_lambda_warmup
+        self.skim_target_ratio = cfg.skim_target_ratio
+        self.distill_weight, self.distill_temperature = cfg.skim_distill_weight, cfg.skim_distill_temperature
+        self.teacher = Teacher(cfg.skim_teacher, task) if cfg.skim_teacher else None
+        self._watched = -1
+
+    def add_skim_loss(
+        self, model: Any, sample: Any, task_loss: Tensor, output: tuple[Tensor, Any], size: float, log: dict[str, Any]
+    ) -> Tensor:
+        """The loss to train, summed over sentences; ``log`` gets its parts and the statistics, as sums.
+
+        Args:
+            task_loss: summed over sentences. output: (logits, extra) of the model. size: the criterion's sample size;
+                where it is not the number of sentences, what is added here is scaled to it.
+
+        Raises:
+            UserError: the model does not skim.
+        """
+        logits, extra = output
+        if "skim_counts" not in extra:
+            raise UserError(f"criterion {type(self).__name__} needs a model that skims: --arch skim_roberta_base ...")
+        counts = extra["skim_counts"]
+        scale = size / max(len(counts.lengths), 1)
+        ratio = counts.ratio()
+        price = ratio if self.skim_target_ratio is None else (ratio - self.skim_target_ratio).square()
+        updates = getattr(model, "num_updates", None)
+        loss = task_loss + linear(0.0, self.skim_lambda, self.skim_lambda_warmup, updates) * scale * price.sum()
+        log["_task_loss"], log["_skim_loss"] = _double(task_loss), _double(ratio.sum())
+        log["_skim_sentences"] = len(counts.lengths)
+        if self.teacher is not None and model.training and self.distill_weight:
+            distance = self.distance(logits, self.teacher(model, sample, logits, self.head_name()), sample)
+            loss = loss + self.distill_weight * scale * distance
+            log["_distill_loss"] = _double(distance)
+        for name, (above, below) in extra["stats"].items():
+            log[f"_{name}"], log[f"_{name}/of"] = _double(above), _double(below)
+        log["loss"] = loss.detach()
+        self._watch(model, updates, counts)
+        return loss
+
+    def distance(self, logits: Tensor, taught: Tensor, sample: Any) -> Tensor:
+        """Distance of the model's logits (B, K) from the teacher's, summed over sentences."""
+        return divergence(logits, taught, self.distill_temperature, getattr(self, "regression_target", False))
+
+    def head_name(self) -> str:
+        return str(getattr(self, "classification_head_name"))  # noqa: B009 (of the criterion this is mixed into)
+
+    def _watch(self, model: Any, updates: int | None, counts: Any) -> None:
+        """Warn, now and then in training, when nothing or everything is skipped."""
+        if not model.training or not updates or updates % WATCH_EVERY or updates == self._watched:
+            return
+        self._watched = updates
+        kept, lengths, protected = counts.counts(), counts.lengths, counts.protected
+        skipped = (lengths - kept).sum().item()
+        free = (lengths - protected).sum().item()
+        if free and (kept - protected).sum().item() == 0:
+            logger.warning(
+                "after %d updates no token but the protected ones enters any layer: lower --skim-lambda, give "
+                "--skim-target-ratio, or let --skim-lambda-warmup take longer",
+                updates,
+            )
+        elif free and skipped == 0 and updates >= PATIENCE and self.skim_lambda:
+            logger.warning(
+                "after %d updates nothing is skipped: raise --skim-lambda or the learning rate, or lower "
+                "--skim-init-bias",
+                updates,
+            )
+
+    @staticmethod
+    def reduce_skim_metrics(logging_outputs: Any) -> None:
+        """Log what :meth:`add_skim_loss` has noted: batches, updates and ranks are added up before they are divided."""
+        names = sorted({name for log in logging_outputs for name in log if name.startswith("_")})
+        for name in names:
+            metrics.log_scalar(name, sum(log.get(name, 0) for log in logging_outputs), 1, round=0)
+        for name in names:
+            if f"{name}/of" in names:
+                metrics.log_derived(name[1:], _ratio(name, f"{name}/of"))
+        for name, unit in (("task_loss", math.log(2)), ("distill_loss", math.log(2)), ("skim_loss", 1.0)):
+            if f"_{name}" in names:
+                metrics.log_derived(name, _ratio(f"_{name}", "_skim_sentences", unit))
+
+
+def _double(value: Tensor) -> Tensor:
+    """Sums must survive fairseq's adding up over ranks, which would round int64 to fp32."""
+    return value.detach().double()
+
+
+def _ratio(above: str, below: str, unit: float = 1.0) -> Any:
+    def derived(meters: Any) -> float:
+        return round(float(meters[above].sum) / max(float(meters[below].sum), 1) / unit, 4)
+
+    return derived
+
+
+class _Listening:
+    """A model that remembers what it returned, for stock code that drops a part of it."""
+
+    def __init__(self, model: Any):
+        self._model, self.output = model, None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.output = self._model(*args, **kwargs)
+        return self.output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+@dataclass
+class SkimSentencePredictionConfig(SentencePredictionConfig, SkimLossConfig):
+    pass
+
+
+@register_criterion("skim_sentence_prediction", dataclass=SkimSentencePredictionConfig)
+class SkimSentencePrediction(SkimLoss, SentencePredictionCriterion):
+    """fairseq's ``sentence_prediction`` (classification, pairs, regression) with the price of kept tokens.
+
+    Logged: ``loss`` (all that is trained) and ``task_loss`` in bits as fairseq does, ``skim_loss`` (kept share, mean
+    over sentences), ``keep_ratio`` and ``keep_l{i}`` (shares of tokens), ``flops_ratio_*``, and fairseq's own.
+    """
+
+    def __init__(self, cfg: Any, task: Any):
+        super().__init__(cfg, task)
+        self.init_skim_loss(cfg, task)
+        if not self.regression_target:
+            _check_labels(self.label_dict, task.cfg.num_classes)
+
+    def forward(self, model: Any, sample: Any, reduce: bool = True) -> Any:
+        """(loss with a gradient, sample size, sums to log)."""
+        listening = _Listening(model)
+        try:
+            loss, size, log = super().forward(listening, sample, reduce)
+        except IndexError:
+            _explain_target(sample, listening.output)
+            raise
+        assert listening.output is not None
+        return self.add_skim_loss(model, sample, loss, listening.output, size, log), size, log
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: Any) -> None:
+        super().reduce_metrics(logging_outputs)
+        cls.reduce_skim_metrics(logging_outputs)
+
+    def logging_outputs_can_be_summed(self) -> bool:
+        """Not where predictions are collected: stock says so too, and fails on two ranks."""
+        return not self.keep_pred_and_targ
+
+
+def _check_labels(words: Any, classes: int) -> None:
+    filling = ("<mask>", "madeupword")  # of the task, and of fairseq-preprocess
+    labels = [word for word in words.symbols[words.nspecial :] if not word.startswith(filling)]
+    if len(labels) > classes:
+        some = ", ".join(labels[:8])
+        raise UserError(f"--num-classes {classes}: label/dict.txt has {len(labels)} labels ({some})")
+
+
+def _explain_target(sample: Any, output: Any) -> None:
+    """UserError for a label that is no class, which torch calls an index out of bounds."""
+    if output is None or "target" not in sample:
+        return
+    classes, targets = output[0].size(-1), sample["target"].flatten()
+    wrong = ((targets < 0) | (targets >= classes)).nonzero().flatten().tolist()
+    if wrong:
+        where = int(sample["id"][wrong[0]])
+        raise UserError(
+            f"sentence {where} (from 0): its label is not one of the {classes} classes of label/dict.txt"
+        ) from None
