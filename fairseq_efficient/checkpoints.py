@@ -193,6 +193,19 @@ def atomic_save(state: Any, path: str) -> None:
         logger.error(f"checkpoint {path} cannot be loaded again: a task or criterion stored {what}")
 
 
+def exported(model: dict[str, Any], task: dict[str, Any], weights: dict[str, Any], criterion: str) -> dict[str, Any]:
+    """A fairseq checkpoint of plain values, without optimizer state. ``model`` and ``task`` hold ``_name``."""
+    last = {"criterion_name": "CrossEntropyCriterion", "optimizer_name": "FairseqAdam"}
+    return {
+        "cfg": {"model": model, "task": task, "criterion": {"_name": criterion}},
+        "args": None,
+        "model": weights,
+        "optimizer_history": [{**last, "lr_scheduler_state": {}, "num_updates": 0}],
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+        "last_optimizer_state": None,
+    }
+
+
 def plain(value: Any) -> Any:
     """``value`` with each numpy number in nested dicts, lists and tuples replaced by Python's."""
     if isinstance(value, np.generic):

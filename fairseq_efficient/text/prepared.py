@@ -79,6 +79,12 @@ def train_split(names: list[str]) -> str:
     return "train" if "train" in names else names[0]
 
 
+def _files(folder: Path) -> list[str]:
+    """Everything inside that is not a folder with something in it, by its name from there."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
 def _made_here(destination: Path) -> dict[str, Any] | None:
     """prepare.json of a folder that an earlier run wrote, or None."""
     with contextlib.suppress(OSError, ValueError):
@@ -105,7 +111,7 @@ def existing(options: Prepared) -> dict[str, Any] | None:
         return report
     if not options.overwrite:
         raise UserError(f"{dest}: holds data prepared with other options or inputs; give --overwrite to replace it")
-    foreign = sorted({path.name for path in dest.iterdir()} - set(report.get("files", [])))
+    foreign = sorted(set(_files(dest)) - set(report.get("files", [])))
     if foreign:
         raise UserError(f"{dest}: --overwrite would delete {foreign[0]}, which this script did not make; move it away")
     return None
@@ -133,7 +139,7 @@ def staging(destination: Path) -> Iterator[Path]:
 def package_versions() -> dict[str, str]:
     """Versions of what decides the result."""
     found = {}
-    for package in ("fairseq-efficient", "sentencepiece", "numpy"):
+    for package in ("fairseq-efficient", "sentencepiece", "tokenizers", "numpy"):
         with contextlib.suppress(ImportError):
             found[package] = version(package)
     return found
@@ -141,6 +147,6 @@ def package_versions() -> dict[str, str]:
 
 def write_report(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
     """Complete a report with the names of the folder's files and write it as prepare.json."""
-    report = {"format": FORMAT, **report, "files": sorted([path.name for path in folder.iterdir()] + ["prepare.json"])}
+    report = {"format": FORMAT, **report, "files": sorted([*_files(folder), "prepare.json"])}
     (folder / "prepare.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return report

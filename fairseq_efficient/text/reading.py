@@ -79,3 +79,14 @@ def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Line | B
                 yield decode_line(raw, f"{path}:{number}")
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as err:
             raise UserError(f"{path}: broken after line {number}: {err}") from None
+
+
+def unusable(text: str) -> str | None:
+    """Why a text from JSON is none that a text file could hold; None if it is one."""
+    if "\0" in text:
+        return "contains a NUL character"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair"
+    return None

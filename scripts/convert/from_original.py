@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deep_pyramidion import original as pyramidion
 from dynamic_pooling import original as dynamic_pooling
-from fairseq_efficient.checkpoints import atomic_save, read_checkpoint
+from fairseq_efficient.checkpoints import atomic_save, exported, read_checkpoint
 from fairseq_efficient.errors import UserError, run_main
 
 EPILOG = """
@@ -49,7 +49,7 @@ def main() -> None:
         raise UserError(f"--dict {args.dict}: no such file")
     state = read_checkpoint(str(args.checkpoint))
     model, task, weights, criterion = SYSTEMS[args.system](state, Dictionary.load(str(args.dict)), args.checkpoint)
-    atomic_save(checkpoint(model, task, weights, criterion), str(args.output))
+    atomic_save(exported(model, task, weights, criterion), str(args.output))
     print(f"wrote {args.output}: {sum(value.numel() for value in weights.values()):,} weights")
 
 
@@ -113,19 +113,6 @@ def settings(config: Any) -> dict[str, Any]:
         return value.value if isinstance(value, enum.Enum) else value
 
     return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-
-
-def checkpoint(model: dict[str, Any], task: dict[str, Any], weights: dict[str, Any], criterion: str) -> dict[str, Any]:
-    """A fairseq checkpoint of plain values, without optimizer state."""
-    last = {"criterion_name": "CrossEntropyCriterion", "optimizer_name": "FairseqAdam"}
-    return {
-        "cfg": {"model": model, "task": task, "criterion": {"_name": criterion}},
-        "args": None,
-        "model": weights,
-        "optimizer_history": [{**last, "lr_scheduler_state": {}, "num_updates": 0}],
-        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
-        "last_optimizer_state": None,
-    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,433 @@
+"""From labelled texts to what fairseq's ``sentence_prediction`` reads: encode, cut, hold out, write.
+
+DEST/{input0,input1,label}/SPLIT.{bin,idx}, each folder with its dict.txt; class ``i`` is the label symbol ``i``, as
+fairseq's F1 and correlation want it, and its name stands in prepare.json. Scores are text, in label/SPLIT.label.
+"""
+
+import array
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import numpy as np
+from tqdm import tqdm
+
+from fairseq_efficient.errors import UserError
+from fairseq_efficient.text.binarize import TokenWriter, batched, token_dtype
+from fairseq_efficient.text.classification_read import Item, Labelled
+from fairseq_efficient.text.holdout import split_lines, split_tokens, spread
+from fairseq_efficient.text.prepared import package_versions, sha256_or_none, staging, write_report
+from fairseq_efficient.text.reading import Bad, unusable
+from fairseq_efficient.text.subwords import (
+    Subwords,
+    dictionary_beside,
+    dictionary_text,
+    find_tokenizer,
+    read_subwords,
+)
+from fairseq_efficient.text.symbols import EOS, SPECIALS, UNK
+
+TOKENIZER = "tokenizer.json"
+_BATCH = 400_000  # characters encoded at a time
+_SHOWN = 20  # dropped lines that are named; all are counted
+_MANY = 1000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to make of the texts. ``inputs`` describes where they came from, to recognise an unchanged run."""
+
+    destination: Path
+    tokenizer: Path
+    dict_file: Path | None = None
+    cased: bool | None = None  # of a vocab.txt
+    max_tokens: int = 512  # of the whole row, its special tokens included
+    separator: bool | None = None  # whether pairs will get --separator-token; None: unless the tokenizer is WordPiece
+    classes: tuple[str, ...] = ()  # none: the labels of train
+    regression: bool = False
+    top: float | None = None  # scores lie in 0..top and are divided by it
+    holdout: tuple[tuple[str, int], ...] = ()
+    skip_bad: bool = False
+    keep_text: bool = False
+    overwrite: bool = False
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+    def check(self, names: Sequence[str]) -> None:
+        """UserError for options that do not go together, or with these splits."""
+        held = [name for name, _ in self.holdout]
+        for wrong, why in (
+            (self.max_tokens < 8, f"--max-tokens {self.max_tokens}: must be at least 8"),
+            (self.regression and self.classes, "--labels: there are none with --regression"),
+            (self.top is not None and not self.regression, "--top: belongs to --regression"),
+            (self.top is not None and not 0 < self.top < math.inf, f"--top {self.top}: must be positive"),
+            (len(set(self.classes)) != len(self.classes), f"--labels {','.join(self.classes)}: a name is there twice"),
+            (len(self.classes) == 1, f"--labels {','.join(self.classes)}: needs two or more"),
+            (held and "train" not in names, "--holdout: there is no split named train to hold out from"),
+            (set(held) & set(names), f"--holdout {','.join(held)}: there is a split of that name already"),
+            (len(set(held)) != len(held), f"--holdout {','.join(held)}: a name is there twice"),
+            (any(count < 1 for _, count in self.holdout), "--holdout: must be at least 1"),
+            (
+                "train" not in names and not self.classes and not self.regression,
+                "no split named train: give the classes with --labels",
+            ),
+        ):
+            if wrong:
+                raise UserError(why)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The options that change the result, JSON-able."""
+        same = ("cased", "max_tokens", "separator", "regression", "top", "skip_bad", "keep_text")
+        tokenizer = find_tokenizer(self.tokenizer)
+        beside = tokenizer.with_name("dict.txt")
+        dictionary = self.dict_file or (beside if beside.is_file() else None)
+        files = {"tokenizer_sha256": sha256_or_none(tokenizer), "dict_sha256": sha256_or_none(dictionary)}
+        lists = {"classes": list(self.classes), "holdout": [list(one) for one in self.holdout]}
+        return {**self.inputs, **{name: getattr(self, name) for name in same}, **lists, **files}
+
+
+# --- labels --------------------------------------------------------------------------------------------------------
+
+
+def _natural(label: str) -> tuple[float, str]:
+    return (float(label), "") if re.fullmatch(r"-?\d+(\.\d+)?", label) else (math.inf, label)
+
+
+class Labels:
+    """Labels as numbers. Without given classes, those of train are learned, and fixed when another split begins."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.names = list(options.classes)
+        self.fixed = bool(options.classes) or options.regression
+        self._index = {name: number for number, name in enumerate(self.names)}
+
+    def number(self, label: str, where: str) -> float | Bad:
+        """The class's number or the score; Bad for a label out of range."""
+        if self.options.regression:
+            return self._score(label, where)
+        if label not in self._index:
+            if self.fixed or not label:
+                known = ", ".join(self.names)[:200]
+                return Bad(where, f"label {label!r} is not one of {known}" if label else "no label")
+            if len(self.names) == _MANY:
+                raise UserError(f"{where}: more than {_MANY:,} different labels; are they scores (--regression)?")
+            self._index[label] = len(self.names)
+            self.names.append(label)
+        return self._index[label]
+
+    def _score(self, label: str, where: str) -> float | Bad:
+        try:
+            score = float(label)
+        except ValueError:
+            return Bad(where, f"label {label!r} is not a number")
+        top = self.options.top
+        if not math.isfinite(score) or (top is not None and not 0 <= score <= top):
+            return Bad(where, f"label {label!r} is out of range" + ("" if top is None else f" (0 to {top:g})"))
+        return score if top is None else score / top
+
+    def fix(self) -> list[int] | None:
+        """Sort what was learned, numbers as numbers: the new number of each old one. UserError for a single class."""
+        if self.fixed:
+            return None
+        if len(self.names) < 2:
+            raise UserError(f"split train: all labels are {self.names[0]!r}; a classifier needs two classes")
+        order = sorted(self.names, key=_natural)
+        moved = [order.index(name) for name in self.names]
+        self.names, self._index, self.fixed = order, {name: i for i, name in enumerate(order)}, True
+        return moved
+
+
+# --- tokens --------------------------------------------------------------------------------------------------------
+
+
+class Coder:
+    """Texts -> rows of dictionary indices, EOS last, cut so that a row with its special tokens fits.
+
+    Pairs are cut longest first, ending with ``max_tokens - 3`` (4 with a separator) pieces in all.
+    """
+
+    def __init__(self, subwords: Subwords, table: np.ndarray, dtype: np.dtype, options: Options) -> None:
+        self.subwords, self.table, self.dtype = subwords, table, dtype
+        self.separator = subwords.kind != "WordPiece" if options.separator is None else options.separator
+        self.max_tokens = options.max_tokens
+
+    def encode(self, items: Sequence[Labelled]) -> list[tuple[list[np.ndarray], int]]:
+        """Rows of each item's texts, and how many tokens were cut off them."""
+        texts = list(itertools.chain.from_iterable(item.texts for item in items))
+        rows = iter([self.table[ids].astype(self.dtype) for ids in self.subwords.encode_ids(texts)])
+        return [self._fit([next(rows) for _ in item.texts]) for item in items]
+
+    def _fit(self, rows: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
+        end = self.dtype.type(EOS)
+        lengths = [len(row) for row in rows]
+        kept = longest_first(lengths, self.max_tokens - 1 - len(rows) - (len(rows) == 2 and self.separator))
+        return [np.append(row[:size], end) for row, size in zip(rows, kept, strict=True)], sum(lengths) - sum(kept)
+
+
+def longest_first(lengths: Sequence[int], room: int) -> list[int]:
+    """Lengths of one row or two that fit into ``room``: tokens go one by one from the longer row (from the second, if
+    they are equal)."""
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    first, second = lengths
+    return [min(first, max(room - room // 2, room - second)), min(second, max(room // 2, room - first))]
+
+
+class SplitWriter:
+    """One split: token files, label numbers, counts, and what is needed to hold a part of it out."""
+
+    def __init__(self, name: str, folder: Path, coder: Coder, keep_text: bool) -> None:
+        self.name, self.folder, self.coder = name, folder, coder
+        self.labels = array.array("d")
+        self.labelled: bool | None = None
+        self.hashes: list[bytes] = []
+        self.sizes, self.cuts, self.unknown = (array.array("i") for _ in range(3))  # tokens of each row
+        self.dropped = 0
+        self._stack = contextlib.ExitStack()
+        self._writers: list[TokenWriter] = []
+        self._text: TextIO | None = None
+        if keep_text:
+            path = folder / f"{name}.jsonl"
+            self._text = self._stack.enter_context(path.open("w", encoding="utf-8", newline="\n"))
+
+    @property
+    def inputs(self) -> int:
+        return len(self._writers)
+
+    def __enter__(self) -> "SplitWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def add(self, item: Labelled, rows: list[np.ndarray], cut: int, number: float | None) -> None:
+        while len(self._writers) < len(rows):
+            folder = self.folder / f"input{len(self._writers)}"
+            folder.mkdir(exist_ok=True)
+            self._writers.append(self._stack.enter_context(TokenWriter(folder / self.name, self.coder.dtype)))
+        for writer, row in zip(self._writers, rows, strict=True):
+            writer.add(row)
+        self.sizes.append(1 + sum(map(len, rows)) + (len(rows) == 2 and self.coder.separator))
+        self.cuts.append(cut)
+        self.unknown.append(sum(int(np.count_nonzero(row == UNK)) for row in rows))
+        if number is not None:
+            self.labels.append(number)
+        self.hashes.append(hashlib.sha256("\0".join(item.texts).encode()).digest()[:16])
+        if self._text is not None:
+            record = {"texts": list(item.texts), "label": item.label}
+            self._text.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def describe(self, places: np.ndarray) -> dict[str, int]:
+        """Counts of the items at these places."""
+        sizes, cuts, unknown = (np.array(one)[places] for one in (self.sizes, self.cuts, self.unknown))
+        return {
+            "documents": len(places),
+            "tokens": int(sizes.sum()),
+            "longest": int(sizes.max(initial=0)),
+            "unknown": int(unknown.sum()),
+            "truncated": int(np.count_nonzero(cuts)),
+            "cut": int(cuts.sum()),
+        }
+
+
+# --- the whole -----------------------------------------------------------------------------------------------------
+
+
+def _problem(item: Labelled, rows: list[np.ndarray], first: bool | None) -> Bad | None:
+    """Why an item cannot be used, if so. ``first`` says whether the first of its split had a label."""
+    for number, (text, row) in enumerate(zip(item.texts, rows, strict=True), start=1):
+        which = f"text {number} of the pair is " if len(item.texts) > 1 else ""
+        if not text.strip():
+            return Bad(item.where, f"{which}empty text" if not which else f"{which}empty")
+        if len(row) < 2:
+            return Bad(item.where, f"{which}text without a token" if not which else f"{which}without a token")
+    if first is not None and first != (item.label is not None):
+        return Bad(item.where, "no label, though others have one" if first else "a label, though others have none")
+    return None
+
+
+def _readable(item: Labelled | Bad) -> Labelled | Bad:
+    """Bad for what JSON can hold and no text file."""
+    why = next(filter(None, map(unusable, item.texts)), None) if isinstance(item, Labelled) else None
+    return Bad(item.where, why) if why else item
+
+
+class _Run:
+    """The splits being written; bad items stop the run, or are dropped and counted."""
+
+    def __init__(self, names: list[str], out: Path, coder: Coder, options: Options, stack: contextlib.ExitStack):
+        self.options, self.labels = options, Labels(options)
+        self.splits = {name: stack.enter_context(SplitWriter(name, out, coder, options.keep_text)) for name in names}
+        self.coder, self.last = coder, ""
+
+    def drop(self, split: str, bad: Bad) -> None:
+        if not self.options.skip_bad:
+            raise bad.error()
+        writer = self.splits[split]
+        writer.dropped += 1
+        if writer.dropped <= _SHOWN:
+            tqdm.write(f"dropped {bad.where}: {bad.why}")
+
+    def add(self, items: Sequence[Item]) -> None:
+        items = [(split, _readable(item)) for split, item in items]
+        good = [item for _, item in items if isinstance(item, Labelled)]
+        encoded = iter(self.coder.encode(good))
+        for split, item in items:
+            if isinstance(item, Bad):
+                self.drop(split, item)
+                continue
+            writer = self.splits[split]
+            rows, cut = next(encoded)
+            bad = _problem(item, rows, writer.labelled)
+            number = None
+            if bad is None and item.label is not None:
+                if split != "train":
+                    self.end_train()
+                found = self.labels.number(item.label, item.where)
+                bad, number = (found, None) if isinstance(found, Bad) else (None, found)
+            if bad is not None:
+                self.drop(split, bad)
+                continue
+            writer.labelled = item.label is not None
+            writer.add(item, rows, cut, number)
+
+    def end_train(self) -> None:
+        """Fix the classes once all of train is read, which comes first."""
+        train = self.splits.get("train")
+        if self.labels.fixed or train is None or not train.hashes:
+            return
+        if not train.labelled:
+            raise UserError("split train: no labels; is --label-field right?")
+        moved = self.labels.fix()
+        if moved is not None:
+            train.labels = array.array("d", [moved[int(number)] for number in train.labels])
+
+
+def _write_labels(folder: Path, numbers: dict[str, Sequence[float]], classes: list[str], regression: bool) -> None:
+    """label/dict.txt and a token file a split, or label/SPLIT.label of scores."""
+    folder.mkdir()
+    if regression:
+        for name, scores in numbers.items():
+            (folder / f"{name}.label").write_text("".join(f"{score!r}\n" for score in scores), encoding="utf-8")
+        return
+    counts = Counter(int(number) for number in numbers.get("train", next(iter(numbers.values()), [])))
+    text = "".join(f"{number} {counts[number]}\n" for number in range(len(classes)))
+    (folder / "dict.txt").write_text(text, encoding="utf-8", newline="\n")
+    dtype = token_dtype(len(classes) + len(SPECIALS))
+    for name, found in numbers.items():
+        with TokenWriter(folder / name, dtype) as writer:
+            for number in found:
+                writer.add(np.array([int(number) + len(SPECIALS), EOS], dtype=dtype))
+
+
+def _hold_out(run: _Run, out: Path, options: Options) -> dict[str, np.ndarray]:
+    """Items of ``train`` by the split that they go to, and the files rewritten so."""
+    train = run.splits["train"]
+    parts = spread(train.hashes, dict(options.holdout), "train")
+    for number in range(train.inputs):
+        split_tokens(out / f"input{number}" / "train", parts, train.coder.dtype)
+    if options.keep_text:
+        split_lines(out / "train.jsonl", parts)
+    return parts
+
+
+def _numbers(run: _Run, places: dict[str, tuple[SplitWriter, np.ndarray]]) -> dict[str, Sequence[float]]:
+    labelled = {name: (writer, rows) for name, (writer, rows) in places.items() if writer.labelled}
+    return {name: np.array(writer.labels)[rows].tolist() for name, (writer, rows) in labelled.items()}
+
+
+def _places(run: _Run, parts: dict[str, np.ndarray]) -> dict[str, tuple[SplitWriter, np.ndarray]]:
+    """Each split that is written, with what was read as which and where in it."""
+    found = {name: (writer, np.arange(len(writer.hashes))) for name, writer in run.splits.items()}
+    return {**found, **{name: (run.splits["train"], rows) for name, rows in parts.items()}}
+
+
+def _describe(
+    run: _Run, places: dict[str, tuple[SplitWriter, np.ndarray]], numbers: dict[str, Sequence[float]]
+) -> dict[str, Any]:
+    """Counts of each split. ``dropped`` is told of what was read, so of train for what is held out of it."""
+    described: dict[str, Any] = {}
+    seen = {places["train"][0].hashes[row] for row in places["train"][1]} if "train" in places else set()
+    for name, (writer, rows) in places.items():
+        described[name] = writer.describe(rows)
+        if name == writer.name:
+            described[name]["dropped"] = writer.dropped
+        else:
+            described[name]["held_out_of"] = writer.name
+        if name != "train" and "train" in places:
+            described[name]["also_in_train"] = sum(writer.hashes[row] in seen for row in rows)
+        if name in numbers and not run.options.regression:
+            counts = Counter(int(number) for number in numbers[name])
+            described[name]["classes"] = [counts[number] for number in range(len(run.labels.names))]
+    return described
+
+
+def training_flags(report: dict[str, Any]) -> str:
+    """What fairseq-train must be told about the prepared data."""
+    classes = 1 if report["regression"] else len(report["classes"])
+    flags = f"--task sentence_prediction --num-classes {classes} --init-token 0 --max-positions {report['max_tokens']}"
+    flags += " --separator-token 2" if report["separator"] else ""
+    return flags + (" --regression-target" if report["regression"] else "")
+
+
+def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Options) -> dict[str, Any]:
+    """Write the splits ``names`` into the destination; returns the report (also in prepare.json).
+
+    ``read`` yields (split, text) pairs, train first. Raises UserError for wrong options, a tokenizer that is not the
+    dictionary's, an empty split and, unless ``skip_bad``, for the first text that cannot be used.
+    """
+    options.check(names)
+    subwords = read_subwords(options.tokenizer, options.cased)
+    symbols, content = dictionary_beside(options.tokenizer, subwords, options.dict_file)
+    content = content or dictionary_text(symbols).encode()
+    table = subwords.table(symbols, str(options.dict_file or find_tokenizer(options.tokenizer).with_name("dict.txt")))
+    coder = Coder(subwords, table, token_dtype(len(symbols) + len(SPECIALS) + 1), options)
+    with staging(options.destination) as out:
+        with contextlib.ExitStack() as stack:
+            run = _Run(names, out, coder, options, stack)
+            bar = stack.enter_context(tqdm(desc="encoding", unit=" texts", disable=None, mininterval=0.5))
+            for batch in batched(read(), _BATCH, _size):
+                run.add(batch)
+                bar.update(len(batch))
+            run.end_train()
+            for name, writer in run.splits.items():
+                if not writer.hashes:
+                    dropped = f" ({writer.dropped:,} dropped)" if writer.dropped else ""
+                    raise UserError(f"split {name}: no texts{dropped}")
+        parts = _hold_out(run, out, options) if options.holdout else {}
+        places = _places(run, parts)
+        numbers = _numbers(run, places)
+        _write_labels(out / "label", numbers, run.labels.names, options.regression)
+        inputs = max(writer.inputs for writer in run.splits.values())
+        for number in range(inputs):
+            (out / f"input{number}" / "dict.txt").write_bytes(content)
+        (out / TOKENIZER).write_text(subwords.to_json(), encoding="utf-8")
+        report = {
+            "types": len(symbols) + len(SPECIALS) + 1,
+            "tokenizer": subwords.kind,
+            "classes": run.labels.names,
+            "regression": options.regression,
+            "top": options.top,
+            "inputs": inputs,
+            "separator": inputs == 2 and coder.separator,
+            "max_tokens": options.max_tokens,
+            "splits": _describe(run, places, numbers),
+            "versions": package_versions(),
+            "options": options.fingerprint(),
+        }
+        return write_report(out, report)
+
+
+def _size(item: Item) -> int:
+    return 1 if isinstance(item[1], Bad) else sum(map(len, item[1].texts)) + 1

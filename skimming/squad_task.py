@@ -1,0 +1,119 @@
+"""Task ``skim_squad``: answers to questions as spans of a paragraph, SQuAD 1.1 and 2.0."""
+
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import numpy as np
+from fairseq import models
+from fairseq.data import Dictionary, data_utils
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks.sentence_prediction import SentencePredictionTask
+from omegaconf import II, MISSING
+
+from fairseq_efficient.errors import UserError
+from skimming.squad_windows import SquadDataset, SquadSplit
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SkimSquadConfig(FairseqDataclass):
+    data: str = field(
+        default=MISSING, metadata={"help": "folder that scripts/prepare_classification.py --format squad made"}
+    )
+    max_seq_length: int = field(default=384, metadata={"help": "tokens of a row: question, window and special ones"})
+    doc_stride: int = field(default=128, metadata={"help": "tokens that neighbouring windows share"})
+    max_query_length: int = field(default=64, metadata={"help": "questions are cut to so many tokens (and counted)"})
+    init_token: Optional[int] = field(  # noqa: UP045 (fairseq cannot parse `int | None`)
+        default=0, metadata={"help": "token before the question"}
+    )
+    separator_token: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "token before the paragraph, after the question's </s> (RoBERTa: 2)"}
+    )
+    no_shuffle: bool = field(default=False, metadata={"help": "train in the order of the data"})
+    classification_head_name: str = II("criterion.classification_head_name")
+    seed: int = II("common.seed")
+
+
+@register_task("skim_squad", dataclass=SkimSquadConfig)
+class SkimSquadTask(FairseqTask):
+    """Training batches are of windows, validation batches of questions with all their windows."""
+
+    def __init__(self, cfg: SkimSquadConfig, dictionary: Dictionary):
+        super().__init__(cfg)
+        self.dictionary = dictionary
+        self.version2 = _report(cfg.data).get("version2")
+
+    @classmethod
+    def setup_task(cls, cfg: SkimSquadConfig, **kwargs: Any) -> "SkimSquadTask":
+        """Raises UserError for numbers that make no windows and for a folder without a dictionary."""
+        for name, least in (("max_seq_length", 8), ("doc_stride", 0), ("max_query_length", 1)):
+            if getattr(cfg, name) < least:
+                flag = f"--{name.replace('_', '-')} {getattr(cfg, name)}"
+                raise UserError(f"{flag}: must be at least {least}")
+        path = os.path.join(cfg.data, "input0", "dict.txt")
+        if not os.path.isfile(path):
+            raise UserError(f"{path}: no such file; prepare with scripts/prepare_classification.py --format squad")
+        return cls(cfg, SentencePredictionTask.load_dictionary(path))
+
+    def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
+        """Windows over ``split``; says how many questions were cut, or left out of training."""
+        data = SquadSplit(self.cfg.data, split, self.dictionary)
+        training = split == getattr(self.cfg, "train_subset", "train")
+        if self.version2 is None:
+            self.version2 = any(record["impossible"] for record in data.records)
+        dataset = SquadDataset(
+            data,
+            self.dictionary,
+            limit=self.cfg.max_seq_length,
+            stride=self.cfg.doc_stride,
+            longest_question=self.cfg.max_query_length,
+            init=self.cfg.init_token,
+            separator=self.cfg.separator_token,
+            training=training,
+        )
+        if training and not self.cfg.no_shuffle:
+            with data_utils.numpy_seed(self.cfg.seed):
+                dataset.order = np.random.permutation(len(dataset)).tolist()
+        logger.info(f"{split}: {len(data):,} questions, {len(dataset.question):,} windows")
+        if dataset.cut_questions:
+            limit = self.cfg.max_query_length
+            logger.warning(f"{split}: {dataset.cut_questions:,} questions cut to --max-query-length {limit} tokens")
+        if training and len(dataset.unusable):
+            logger.warning(f"{split}: {len(dataset.unusable):,} questions left out: none of their answers is in place")
+        self.datasets[split] = dataset
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Raises UserError for a model without a head for questions, or one that reads shorter rows."""
+        model = models.build_model(cfg, self, from_checkpoint)
+        if not hasattr(model, "register_question_answering_head"):
+            raise UserError(f"--arch {getattr(cfg, 'arch', cfg._name)}: task skim_squad needs a skim_roberta model")
+        if model.max_positions() < self.cfg.max_seq_length:
+            limit = model.max_positions()
+            raise UserError(f"--max-seq-length {self.cfg.max_seq_length}: the model reads {limit} tokens")
+        model.register_question_answering_head(self.cfg.classification_head_name)
+        return model
+
+    def max_positions(self) -> int:
+        return self.cfg.max_seq_length
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        return self.dictionary
+
+
+def _report(folder: str) -> dict[str, Any]:
+    try:
+        with open(os.path.join(folder, "prepare.json"), encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
