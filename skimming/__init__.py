@@ -6,4 +6,6 @@ compat.apply()
 
 import fairseq_efficient.plugin  # noqa: E402, F401
 import skimming.criterion  # noqa: E402
-import skimming.model  # noqa: E402, F401
+import skimming.model  # noqa: E402
+import skimming.squad_criterion  # noqa: E402
+import skimming.squad_task  # noqa: E402, F401

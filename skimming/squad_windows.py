@@ -110,8 +110,9 @@ class SquadDataset(FairseqDataset):
         self.before = [] if init is None else [init]
         self.between = [self.eos] if separator is None else [self.eos, separator]
         self.longest_question = longest_question
-        asked = np.minimum(np.array([data.questions.size(i) for i in range(len(data))]), longest_question)
-        self.cut_questions = int(np.count_nonzero(np.array(data.questions.sizes) > longest_question))
+        asked = np.asarray(data.questions.sizes, dtype=np.int64)
+        self.cut_questions = int(np.count_nonzero(asked > longest_question))
+        asked = np.minimum(asked, longest_question)
         fixed = len(self.before) + len(self.between) + 1
         paragraphs = np.asarray(data.paragraphs.sizes, dtype=np.int64)[data.paragraph_of]
         self.question, self.start, self.length = cut_windows(asked + fixed, paragraphs, limit, stride)
