@@ -54,6 +54,7 @@ def apply() -> None:
     write_checkpoints_atomically()
     name_what_does_not_fit()
     broadcast_plain_state()
+    ask_all_ranks_before_saving()
     check_commands()
 
 
@@ -327,6 +328,23 @@ def broadcast_plain_state() -> None:
         return broadcast_object
 
     _patch(utils, "broadcast_object", make_broadcast)
+
+
+def ask_all_ranks_before_saving() -> None:
+    """Stock asks only the first rank's task what belongs into a checkpoint: a task whose state is spread over the
+    ranks has a method ``before_save(epoch_itr)``, which is called on all of them first.
+    """
+    from fairseq import checkpoint_utils
+
+    def make_save(stock: Any) -> Any:
+        def save_checkpoint(cfg: Any, trainer: Any, epoch_itr: Any, val_loss: Any) -> Any:
+            if not cfg.no_save and hasattr(trainer.task, "before_save"):
+                trainer.task.before_save(epoch_itr)
+            return stock(cfg, trainer, epoch_itr, val_loss)
+
+        return save_checkpoint
+
+    _patch(checkpoint_utils, "save_checkpoint", make_save)
 
 
 def check_commands() -> None:

@@ -178,9 +178,14 @@ class LayerCache:
         target = self.spare
         if target is None or target.size(1) != count or self.buffer.requires_grad:
             target = self.buffer.new_zeros(two, count, heads, capacity, dim)
+        used = slice(self._first(), self.longest)
         for kind in (0, 1):
-            target[kind, :, :, : self.longest] = self.buffer[kind, :, :, : self.longest].index_select(0, new_order)
+            target[kind, :, :, used] = self.buffer[kind, :, :, used].index_select(0, new_order)
         self.buffer, self.spare = target, self.buffer
+
+    def _first(self) -> int:
+        """The first slot in use."""
+        return 0
 
     def _rows(self) -> int | None:
         if self.buffer is not None:
@@ -199,3 +204,57 @@ class LayerCache:
 
     def size_bytes(self) -> int:
         return sum(one.nbytes for one in (self.buffer, self.spare, self.table) if one is not None)
+
+
+@dataclass
+class WindowCache(LayerCache):
+    """A layer whose queries see ``window`` keys at most: older ones go. Rows share a length (of what is kept).
+
+    The buffer holds twice the window, and keys move once in a window.
+    """
+
+    window: int = 1
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Add (R, H, n, D) keys and values to all rows; the last ``window`` stay."""
+        assert isinstance(self.lengths, int)
+        added = min(keys.size(2), self.window)
+        keep = min(self.lengths, self.window - added)
+        buffer = self.buffer
+        if buffer is None or self.longest + added > buffer.size(3):
+            buffer = self._move(keys, keep, added)
+        end = self.longest + added
+        buffer[0, :, :, self.longest : end] = keys[:, :, keys.size(2) - added :]
+        buffer[1, :, :, self.longest : end] = values[:, :, values.size(2) - added :]
+        self.longest, self.lengths = end, keep + added
+
+    def fill(self, keys: Tensor, values: Tensor, lengths: Tensor | None = None) -> None:
+        """Start with (R, H, n, D) keys and values, of which the last ``window`` stay."""
+        if self.longest or lengths is not None:
+            raise ValueError("only an empty cache can be filled, with rows of one length")
+        self.append(keys, values)
+
+    def select_rows(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | int]:
+        """keys and values (R, H, t, D) and their number t; ``rows`` must be None."""
+        assert self.buffer is not None and rows is None
+        used = self.buffer[:, :, :, self._first() : self.longest]
+        return used[0], used[1], self.lengths
+
+    def _first(self) -> int:
+        assert isinstance(self.lengths, int)
+        return self.longest - self.lengths
+
+    def _move(self, like: Tensor, keep: int, added: int) -> Tensor:
+        """A buffer with room for ``added`` more keys behind the last ``keep``, which stand at its start."""
+        rows, heads, _, dim = like.shape
+        old, start = self.buffer, self.longest - keep
+        capacity = 0 if old is None else old.size(3)
+        if old is None or keep + added > capacity or (keep > start and capacity < 2 * self.window):
+            capacity = max(min(max(_FIRST, 2 * capacity), 2 * self.window), keep + added)
+            self.buffer, self.spare = like.new_zeros(2, rows, heads, capacity, dim), None
+        assert self.buffer is not None
+        if old is not None and keep:
+            kept = old[:, :, :, start : self.longest]
+            self.buffer[:, :, :, :keep] = kept.clone() if self.buffer is old else kept
+        self.longest = keep
+        return self.buffer

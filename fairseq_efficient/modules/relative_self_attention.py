@@ -6,7 +6,7 @@ from torch.nn.functional import pad
 
 from fairseq_efficient.modules.fused_self_attention import FusedSelfAttention, next_size, remember
 from fairseq_efficient.ops.relative_attention import relative_attention, relative_attention_step
-from fairseq_efficient.state import LayerCache
+from fairseq_efficient.state import LayerCache, WindowCache
 
 
 def sinusoids(
@@ -27,8 +27,13 @@ def sinusoids(
 class RelativeSelfAttention(FusedSelfAttention):
     """Causal; positions enter as distances, through their own projection and two biases that layers may share.
 
+    Memory is what the layer was given before x: hidden states, whose keys and values are made anew (the paper), or the
+    keys and values of :meth:`attend` (the same numbers, as long as weights stay).
+
     Args:
-        window: keys that a query sees at most, itself included; others as :class:`FusedSelfAttention`.
+        window: keys that a query sees at most, itself included; ``--same-length`` of Transformer-XL with memory M is
+            ``window=M``. Others as :class:`FusedSelfAttention`.
+        clamp_length: distances beyond it count as this one (``--clamp-len``).
     """
 
     def __init__(
@@ -39,9 +44,10 @@ class RelativeSelfAttention(FusedSelfAttention):
         dropout: float = 0.0,
         bias: bool = True,
         window: int | None = None,
+        clamp_length: int | None = None,
     ):
         super().__init__(embed_dim, heads, head_dim, dropout, bias)
-        self.window = window
+        self.window, self.clamp_length = window, clamp_length
         self.r_proj = nn.Linear(embed_dim, heads * head_dim, bias)
 
     def forward(
@@ -52,20 +58,23 @@ class RelativeSelfAttention(FusedSelfAttention):
         position_bias: Tensor,
         padding_mask: Tensor | None = None,
         memory: Tensor | None = None,
+        window: int | None = None,
     ) -> Tensor:
         """Attend over all of x and what went before.
 
         Args:
             x: (B, T, C).
-            positions: (M + T or more, C), :func:`sinusoids` by ascending distance (dropout on it is the caller's).
+            positions: (M + T or more, C), :func:`sinusoids` by ascending distance (dropout on it is the caller's); or
+                (H, M + T or more, d), what :meth:`project_positions` makes of them.
             content_bias, position_bias: (H, d), u and v of the paper.
             padding_mask: (B, T) bool, True = pad. Pads on the right need none: nothing real sees them.
-            memory: (B, M, C), layer inputs before x; never padded.
+            memory: (B, M, C), layer inputs before x, or (B, 2, H, M, d), keys and values; never padded.
+            window: keys that a query sees at most in this call, if fewer than the module's.
 
         Returns:
             (B, T, C).
         """
-        return self._attend(x, positions, content_bias, position_bias, padding_mask, memory)[0]
+        return self.attend(x, positions, content_bias, position_bias, padding_mask, memory, window)[0]
 
     def fill(
         self,
@@ -78,9 +87,11 @@ class RelativeSelfAttention(FusedSelfAttention):
     ) -> Tensor:
         """:meth:`forward`, leaving an empty cache as if the tokens had come one by one.
 
-        lengths (B,) int64: real tokens of each row, the rest being pads on the right; makes the cache ragged.
+        lengths (B,) int64: real tokens of each row, the rest being pads on the right; makes the cache ragged. A
+        ``WindowCache`` says how many keys a query sees.
         """
-        out, k, v = self._attend(x, positions, content_bias, position_bias)
+        window = cache.window if isinstance(cache, WindowCache) else None
+        out, k, v = self.attend(x, positions, content_bias, position_bias, window=window)
         cache.fill(k, v, lengths)
         return out
 
@@ -95,21 +106,25 @@ class RelativeSelfAttention(FusedSelfAttention):
         """One new token (R, C) for each row of the cache, or (m, C) for ``rows`` (m,) int64 of a ragged one."""
         q, k, v = self.split(x.unsqueeze(1))
         keys, values, lengths = remember(cache, rows, k, v)
-        count = next_size(cache, cache.longest)
+        count = next_size(cache, keys.size(2))
         if count is not None:
-            cache.table = self._project(sinusoids(count, self.embed_dim, x.device))
+            cache.table = self.project_positions(sinusoids(count, self.embed_dim, x.device))
         assert cache.table is not None
         out = relative_attention_step(
             q, keys, values, cache.table, content_bias, position_bias, lengths, window=self.window
         )
         return self.merge(out).squeeze(1)
 
-    def _project(self, positions: Tensor) -> Tensor:
-        """(S, C) -> (H, S, d)"""
-        r = self.r_proj(positions.to(self.r_proj.weight.dtype))
-        return r.unflatten(-1, (self.heads, self.head_dim)).transpose(0, 1)
+    def project_positions(self, positions: Tensor) -> Tensor:
+        """(S, C) by ascending distance -> (H, S, d)."""
+        count, known = positions.size(0), positions.size(0)
+        if self.clamp_length is not None:
+            known = min(known, self.clamp_length + 1)
+        r = self.r_proj(positions[:known].to(self.r_proj.weight.dtype))
+        r = r.unflatten(-1, (self.heads, self.head_dim)).transpose(0, 1)
+        return r if known == count else torch.cat([r, r[:, -1:].expand(-1, count - known, -1)], 1)
 
-    def _attend(
+    def attend(
         self,
         x: Tensor,
         positions: Tensor,
@@ -117,22 +132,25 @@ class RelativeSelfAttention(FusedSelfAttention):
         position_bias: Tensor,
         padding_mask: Tensor | None = None,
         memory: Tensor | None = None,
+        window: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The output (B, T, C), and the keys and values (B, H, S, d) it attended to."""
+        """:meth:`forward`, and the keys and values (B, H, M + T, d) that it attended to."""
         q, k, v = self.split(x)
         if memory is not None:
-            old_k, old_v = self.split_memory(memory)
-            k, v = torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)
-            padding_mask = None if padding_mask is None else pad(padding_mask, (memory.size(1), 0), value=False)
+            old = self.split_memory(memory.to(x.dtype)) if memory.dim() == 3 else memory.to(k.dtype).unbind(1)
+            k, v = torch.cat([old[0], k], 2), torch.cat([old[1], v], 2)
+            if padding_mask is not None:
+                padding_mask = pad(padding_mask, (k.size(2) - x.size(1), 0), value=False)
+        r = self.project_positions(positions[: k.size(2)]) if positions.dim() == 2 else positions
         out = relative_attention(
             q,
             k,
             v,
-            self._project(positions[: k.size(2)]),
+            r,
             content_bias,
             position_bias,
             key_padding_mask=padding_mask,
             dropout_p=self.dropout_now(),
-            window=self.window,
+            window=min((one for one in (window, self.window) if one is not None), default=None),
         )
         return self.merge(out), k, v

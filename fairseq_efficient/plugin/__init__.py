@@ -1,9 +1,10 @@
-"""Registers what the systems share: task ``long_summarization``, scorer ``rouge``, BPEs ``dp_characters, dp_bytes``."""
+"""Registers what the systems share: tasks ``long_summarization``, ``segment_lm``; scorer ``rouge``; BPEs ``dp_*``,
+``wordpiece``."""
 
 from fairseq_efficient import compat
 
 compat.apply()
 
-from fairseq_efficient.plugin import characters, long_summarization, rouge  # noqa: E402
+from fairseq_efficient.plugin import characters, long_summarization, rouge, segment_lm, wordpiece  # noqa: E402
 
-__all__ = ["characters", "long_summarization", "rouge"]
+__all__ = ["characters", "long_summarization", "rouge", "segment_lm", "wordpiece"]

@@ -102,3 +102,28 @@ class PrefilledGenerator(SequenceGenerator):
         cut = int(prefix.ne(self.pad).sum(1).gt(longest).sum())
         if cut:
             logger.warning(f"{cut} prompt(s) cut to {longest} tokens: raise --max-len-b, which counts the prompt too")
+
+
+class PromptReader:
+    """Beside a language-modelling task: prompts are read by one forward and end where their document does."""
+
+    dictionary: Any
+
+    def can_prefill(self, models: Any) -> bool:
+        """Whether the models' decoders read several tokens at once in incremental decoding."""
+        return True
+
+    def build_generator(self, models: Any, args: Any, **kwargs: Any) -> Any:
+        """fairseq's generator; unless it is a special one, prompts are read by one forward, not token by token."""
+        special = getattr(args, "print_alignment", None) or getattr(args, "constraints", None)
+        if not special and self.can_prefill(models):
+            kwargs = {"seq_gen_cls": PrefilledGenerator, **kwargs}
+        return super().build_generator(models, args, **kwargs)  # type: ignore[misc]
+
+    def inference_step(
+        self, generator: Any, models: Any, sample: Any, prefix_tokens: Any = None, constraints: Any = None
+    ) -> Any:
+        """Prompts end where their document does (at EOS), and rows with shorter ones go on freely."""
+        if prefix_tokens is not None:
+            prefix_tokens = cut_prefix(prefix_tokens, self.dictionary.eos(), self.dictionary.pad())
+        return super().inference_step(generator, models, sample, prefix_tokens, constraints)  # type: ignore[misc]

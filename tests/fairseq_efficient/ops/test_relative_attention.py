@@ -73,8 +73,8 @@ def test_fast_is_naive(queries: int, keys: int, kind: str, window: int | None):
 
 @pytest.mark.parametrize("pairs", [1, 2, 4, 8, 24])
 def test_fast_is_naive_however_it_is_cut(pairs: int, monkeypatch: pytest.MonkeyPatch):
-    """Tiles of one head, some heads, a row, some rows or all; the last tile has one query."""
-    monkeypatch.setattr(fast_module, "_TILE", {"cpu": pairs * 8 * 21})
+    """Tiles of one head, some heads, a row, some rows or all; 17 queries are tiles of 9 and 8."""
+    monkeypatch.setattr(fast_module, "_TILE", {"cpu": pairs * 9 * 21})
     tensors = inputs(17, 20, batch=6, heads=4)
     shapes = {tile.shape[0] for tile in fast_module._Plan(tensors[0], 20, None, 0.0, None, 1.0).tiles()}
     assert shapes == {pairs}
