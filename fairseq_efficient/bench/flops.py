@@ -27,12 +27,13 @@ def causal_attention(tokens: int, dim: int) -> int:
 
 
 def relative_attention(tokens: int, dim: int, tile: int = 128, training: bool = False) -> int:
-    """Causal attention with relative positions in tiles of ``tile`` queries, each with the keys up to its last query.
+    """Causal attention with relative positions in tiles of about ``tile`` queries, each with the keys up to its last.
 
     Forward: the scores of content and position (one distance more than keys) and the weighted sum. The backward
     computes both scores again and has six products more.
     """
     keys, distances = 0, 0
+    tile = max(1, -(-tokens // max(1, round(tokens / tile))))  # as the operator cuts
     for start in range(0, tokens, tile):
         end = min(start + tile, tokens)
         keys += (end - start) * end

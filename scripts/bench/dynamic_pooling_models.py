@@ -182,6 +182,11 @@ def train_step_by_parts(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
     return run
 
 
+def training_weights_mb(kind: str, n: int, setup: Setup) -> float:
+    """2**20 bytes of the weights and of as many gradients."""
+    return 2 * sum(weight.nbytes for weight in build(kind, n, setup).parameters()) / 2**20
+
+
 # --- FLOPs -----------------------------------------------------------------------------------------------------------
 
 

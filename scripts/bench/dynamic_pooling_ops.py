@@ -75,15 +75,16 @@ def attention_gflop(kind: str, n: int, setup: Setup) -> float:
 
 
 def pooling_pieces(kind: str, n: int, setup: Setup) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """A function and the values it reads. kinds: ``layout`` (what both directions know of the boundaries, once a batch),
-    ``pool`` (tokens to segments) and the bare ``embedding_bag`` of the same bags; ``upsample`` (segments to tokens) and the bare ``index_select`` of the same rows."""
+    """A function and the values it reads. kinds: ``layout`` (what both directions know of the boundaries, once a
+    batch); ``pool`` (tokens to segments) and the bare ``embedding_bag`` of the same bags; ``upsample`` (segments to
+    tokens) and the bare ``index_select`` of the same rows."""
     torch.manual_seed(1)
     n -= n % SEGMENT
     closed = (torch.arange(n, device=setup.place) % SEGMENT == SEGMENT - 1).expand(setup.batch, n).contiguous()
     layout = segment_layout(closed)
     ids = layout.ids
     columns = 1 + n // SEGMENT
-    rows = n if kind in ("pool", "embedding_bag") else columns
+    rows = columns if kind in ("upsample", "index_select") else n
     dtype = torch.bfloat16 if setup.dtype == "bf16" else torch.float32
     values = torch.randn(setup.batch, rows, setup.dim, device=setup.place, dtype=dtype)
     null = values.new_zeros(setup.dim)

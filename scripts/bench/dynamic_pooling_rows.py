@@ -1,6 +1,6 @@
 """What the dynamic pooling benchmark measures, row by row."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -13,6 +13,7 @@ from dynamic_pooling_models import (
     train_step,
     train_step_by_parts,
     training_gflop,
+    training_weights_mb,
 )
 from dynamic_pooling_ops import (
     EINSUM,
@@ -162,6 +163,10 @@ class Bench(Session):
         pair = Pair.of(samples[jobs[0]], samples[jobs[1]])
         more = {"ours_mb": found[0], "baseline_mb": found[1], "note": "peak of a training step, weights included"}
         self._add(self._ceiling(name, pair, 100 * found[0] / found[1], "%", **more))
+        held = [training_weights_mb(*job, self.setup) for job in jobs]
+        work = [mb - weights for mb, weights in zip(found, held, strict=True)]
+        more = {"ours_mb": work[0], "baseline_mb": work[1], "note": "the same without weights and their gradients"}
+        self._add(self._ceiling(f"{name}_activations", pair, 100 * work[0] / work[1], "%", **more))
 
     # --- operators ---------------------------------------------------------------------------------------------------
 
@@ -199,14 +204,16 @@ class Bench(Session):
             note = "pooling and upsampling, forward and backward"
             self._add(self._ceiling(name, Pair.of(runs, runs, "pooling"), share, "%", note=note))
         for ours, bare in (("pool", "embedding_bag"), ("upsample", "index_select")):
-            for work, name, note in (
-                (pooling_forward, ours, "forward"),
-                (pooling_both, f"{ours}-training", "forward and backward"),
-            ):
-                samples, _ = self._turns("pooling", work, [(ours, n), (bare, n)], memory=False, more=4)
-                one = {job: [Sample(s.seconds / REPEATS) for s in found] for job, found in samples.items()}
-                pair = Pair.of(one[ours, n], one[bare, n])
-                self._add(self._ceiling(f"pooling/{n}/{name}/vs_{bare}", pair, 1 / pair.ratio, "x", note=note))
+            self._operator(pooling_forward, ours, bare, ours, "forward")
+            self._operator(pooling_both, ours, bare, f"{ours}-training", "forward and backward")
+        self._operator(pooling_forward, "layout", "embedding_bag", "layout", "once a batch, for pooling and upsampling")
+
+    def _operator(self, work: Callable[..., Any], ours: str, bare: str, name: str, note: str) -> None:
+        n = self.size
+        samples, _ = self._turns("pooling", work, [(ours, n), (bare, n)], memory=False, more=4)
+        one = {job: [Sample(s.seconds / REPEATS) for s in found] for job, found in samples.items()}
+        pair = Pair.of(one[ours, n], one[bare, n])
+        self._add(self._ceiling(f"pooling/{n}/{name}/vs_{bare}", pair, 1 / pair.ratio, "x", note=note))
 
     def _ceiling(self, name: str, pair: Pair, value: float, unit: str, **more: Any) -> Any:
         return make_row(name, pair, value=value, unit=unit, goal=CEILINGS.get(name), at_most=True, **more)

@@ -78,7 +78,7 @@ def add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--updates", type=int, default=2000, help="of each model (default: %(default)s)")
     group.add_argument("--equal-time", action="store_true", help="also train each as long as vanilla took")
     group.add_argument(
-        "--time-updates", type=int, metavar="N", help="first time N updates of each model, while the machine is quiet"
+        "--time-updates", type=int, metavar="N", help="time N more updates of each trained model, in turns"
     )
     group.add_argument("--tokens-per-sample", type=int, default=512, help="characters (default: %(default)s)")
     group.add_argument("--batch-size", type=int, default=16, help="windows (default: %(default)s)")
@@ -134,8 +134,6 @@ def main() -> int:
     folder = ROOT / "docs" / "results" if args.publish else (args.results or args.out / "results")
     try:
         plan = Plan(args, prepare(args))
-        if args.time_updates:
-            time_updates(plan, models, args.time_updates)
         runs = [plan.run(model, seed, args.updates) for seed in seeds for model in models]
         done = []
         for run in runs:
@@ -144,6 +142,8 @@ def main() -> int:
             validate(run)
             done.append(run)
             results.write(folder, plan, done)
+        if args.time_updates:
+            time_updates(runs[: len(models)], args.time_updates)
         checked = check_bits(next((run for run in reversed(runs[: len(models)]) if run.pooled), runs[0]))
         if args.equal_time:
             updates = timed_updates(plan, runs)

@@ -34,8 +34,8 @@ Character language models of the same number of layers, from scratch, by `script
 
 Within a table all models have the same data, layers, width, batches and optimizer; each trains with a cosine schedule
 over its own updates. *Equal updates*: as many for all. *Equal time*: trained anew for as many updates as fit into the
-time of vanilla's, by the median time of an update (with `--time-updates` measured in turns before the training, else
-in it). Seeds change initial weights, the order of data and sampling.
+time of vanilla's, by the median time of an update (with `--time-updates` of some more after the training, the models
+in turns; else of those of the training). Seeds change initial weights, the order of data and sampling.
 
 Bits are those of `fairseq-eval-lm` on the last checkpoint, over the whole split, with left context; no checkpoint,
 model or setting was chosen by that split. Every character is scored once, and so is the end of each document, which

@@ -215,26 +215,26 @@ def _keep_step_seconds(plan: Plan, steps: dict[str, float]) -> None:
     write_json(Path(plan.args.out, "equal_time.json"), {"vanilla_updates": plan.args.updates, "step_seconds": steps})
 
 
-def time_updates(plan: Plan, models: Sequence[str], count: int) -> None:
-    """Time ``count`` updates of each model, two rounds in turns, before anything is trained: the median of all but the
-    first two of a round. For a machine that is quiet now and may not be later."""
-    steps = step_seconds(plan)
-    left = [model for model in models if model not in steps]
-    found: dict[str, list[float]] = {model: [] for model in left}
-    for place in (*left, *reversed(left)):
-        one = plan.run(place, 1, plan.args.updates)
-        say(f"{place}: timing {count} updates")
-        log = Path(plan.args.out, "timing", f"{place}{len(found[place])}.log")
-        log.parent.mkdir(parents=True, exist_ok=True)
+def time_updates(runs: Sequence[Run], count: int) -> None:
+    """Time ``count`` more updates of each trained model, two rounds in turns: the median of all but the first two of a
+    round. For a machine that is quiet now and was not always; segments are as long as training made them."""
+    steps = step_seconds(runs[0].plan)
+    left = [one for one in runs if one.model not in steps]
+    found: dict[str, list[float]] = {one.model: [] for one in left}
+    for one in (*left, *reversed(left)):
+        say(f"{one.name}: timing {count} updates")
+        log = one.folder / f"timing{len(found[one.model])}.log"
         log.unlink(missing_ok=True)
-        flags = [*one.train_flags, "--max-update", str(count), "--log-interval", "1", "--no-save", "--disable-validation"]
-        run(command_of("train", one, [*flags, *plan.workers]), log, env=plan.env)
-        seconds = read_training_log(log).intervals
-        found[place] += [each for update, each in seconds.items() if update > 2]
-    for model in left:
-        steps[model] = median(found[model])
+        flags = [*one.train_flags, "--max-update", str(count), "--log-interval", "1", "--no-save"]
+        flags += ["--restore-file", str(one.checkpoint), "--reset-optimizer", "--reset-lr-scheduler", "--reset-meters"]
+        flags += ["--reset-dataloader", "--disable-validation", *one.plan.workers]
+        run(command_of("train", one, flags), log, env=one.plan.env)
+        seconds = read_training_log(log).seconds_of
+        found[one.model] += [each for update, each in seconds.items() if update > 2]
+    for model, seconds_of in found.items():
+        steps[model] = median(seconds_of)
         say(f"{model}: {steps[model]:.3f} s for an update")
-    _keep_step_seconds(plan, steps)
+    _keep_step_seconds(runs[0].plan, steps)
 
 
 def timed_updates(plan: Plan, runs: Sequence[Run]) -> dict[str, int]:

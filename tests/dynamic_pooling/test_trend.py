@@ -1,4 +1,4 @@
-"""A short training on made-up words: what the paper finds must show (segments that are words beat those that are not)."""
+"""A short training on made-up words shows what the paper finds: segments that are words beat those that are not."""
 
 import math
 import random
@@ -31,8 +31,8 @@ def stream(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
 def bits(kind: str, **flags: object) -> tuple[float, float]:
     """Bits per character of text that was not trained on, and the share of spaces that end a segment."""
     torch.manual_seed(1)
-    options = hourglass_options(config(kind, decoder_embed_dim=32, decoder_ffn_embed_dim=64, init_std=0.1, **flags), WORDS)
-    model = HourglassDecoder(WORDS, options).train()
+    sizes = {"decoder_embed_dim": 32, "decoder_ffn_embed_dim": 64, "init_std": 0.1}
+    model = HourglassDecoder(WORDS, hourglass_options(config(kind, **sizes, **flags), WORDS)).train()
     optimizer = torch.optim.Adam(model.parameters(), 4e-3)
     ids, ends = stream((UPDATES + 8) * LENGTH * ROWS + 1)
     losses, found, spaces = [], 0, 0

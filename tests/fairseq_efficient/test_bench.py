@@ -74,7 +74,7 @@ def test_causal_and_relative_attention_flops() -> None:
     )
     assert flops.relative_attention(10, 8, tile=1) == 2 * 8 * (3 * pairs + 10)
     assert flops.relative_attention(10, 8, tile=1, training=True) == 2 * 8 * (11 * pairs + 4 * 10)
-    assert flops.relative_attention(10, 8, tile=4) == 2 * 8 * (3 * (4 * 4 + 4 * 8 + 2 * 10) + 10)
+    assert flops.relative_attention(10, 8, tile=4) == 2 * 8 * (3 * (5 * 5 + 5 * 10) + 10)  # two of 5, not 4, 4 and 2
 
 
 def test_generation_counts_keys_per_copy_and_the_growing_cache() -> None:

@@ -114,16 +114,21 @@ def test_pooling_is_a_part_of_the_step() -> None:
 
 
 TRAINED = {
-    f"{what}/{n}/sf{factor}-{encoding}/vs_vanilla"
+    f"{what}/{n}/sf{factor}-{encoding}/{against}"
     for n in (32, 64)
     for factor in (2, 4)
     for encoding in ("relative", "rotary")
-    for what in ("train_step", "memory")
+    for what, against in (
+        ("train_step", "vs_vanilla"),
+        ("memory", "vs_vanilla"),
+        ("memory", "vs_vanilla_activations"),
+    )
 }
 OTHERS = {
     "train_step/64/rotary/vs_relative", "train_step/64/rotary-vanilla/vs_transformer_lm",
     "attention/64/relative/vs_einsum", "pooling/64/pool/vs_embedding_bag", "pooling/64/pool-training/vs_embedding_bag",
     "pooling/64/upsample/vs_index_select", "pooling/64/upsample-training/vs_index_select",
+    "pooling/64/layout/vs_embedding_bag",
 }  # fmt: skip
 BOTH = {
     "train_step/48/whitespaces-{}/vs_vanilla", "train_step/48/whitespaces-packed-{}/vs_vanilla",

@@ -61,7 +61,8 @@ def test_all_stages(
     forked: list[str], monkeypatch: pytest.MonkeyPatch, stream_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     """Two models and a second time; rows of another run stay; the report reads the runs."""
-    first, second = ["--models", "vanilla,gumbel"], ["--models", "vanilla,gumbel", "--equal-time"]
+    first = ["--models", "vanilla,gumbel"]
+    second = [*first, "--equal-time", "--time-updates", "4"]
     folder = tmp_path / "results"
     assert call(monkeypatch, tmp_path / "out", stream_data, *first, "--results", str(folder)) == 0
     assert forked == ["train", "eval_lm", "validate", "train", "eval_lm", "eval_lm", "validate", "eval_lm",
@@ -84,7 +85,9 @@ def test_all_stages(
 
     forked.clear()
     assert call(monkeypatch, tmp_path / "out", stream_data, *second, "--results", str(folder)) == 0
-    assert forked == ["dynamic_pooling_check", "train", "eval_lm", "eval_lm", "validate"]  # the rest is done
+    # four short ones are timed, then gumbel is trained for as long as vanilla; the rest is done
+    assert forked == [*["train"] * 4, "dynamic_pooling_check", "train", "eval_lm", "eval_lm", "validate"]
+    assert "@ 0 updates" in (tmp_path / "out" / "gumbel" / "seed1" / "timing0.log").read_text()
     timed = json.loads((tmp_path / "out" / "equal_time.json").read_text())
     assert set(timed["step_seconds"]) == {"vanilla", "gumbel"}
     document = json.loads((folder / "dynamic_pooling.json").read_text())
@@ -127,6 +130,7 @@ def test_flags_of_the_models(stream_data: Path, tmp_path: Path):
         (["--models", "big"], "--models big: not one of vanilla"),
         (["--seeds", "1,x"], "--seeds 1,x: not a comma list"),
         (["--updates", "0"], "--updates 0: must be at least 1"),
+        (["--time-updates", "3"], "--time-updates 3: must be at least 4"),
         (["--layers", "5"], "--layers 5: expected three numbers above 0"),
         (["--layers", "1-0-1"], "--layers 1-0-1: expected three numbers above 0"),
         (["--context-window", "16"], "--context-window 16: must be below --tokens-per-sample"),

@@ -46,7 +46,9 @@ def test_standard_input_and_cleaning(checkpoint: Path):
     ],
 )
 def test_mistakes_are_one_line(checkpoint: Path, more: tuple[str, ...], message: str):
-    assert message in error_line(run_cli("scripts/segment.py", [str(checkpoint), "--cpu", *more], expect=2, typed="a\n"))
+    assert message in error_line(
+        run_cli("scripts/segment.py", [str(checkpoint), "--cpu", *more], expect=2, typed="a\n")
+    )
 
 
 def test_text_that_is_not_utf8_and_a_missing_checkpoint(checkpoint: Path, tmp_path: Path):
