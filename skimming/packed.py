@@ -11,7 +11,7 @@ from torch.nn.functional import embedding
 
 from fairseq_efficient.modules.packed_encoder_layer import PackedRows
 from fairseq_efficient.ops.token_pack import TokenLayout, compact_tokens, pack_tokens, repad_tokens
-from skimming.predictor import decide, protected_tokens, segments
+from skimming.predictor import decide, keeps, protected_tokens, segments
 from skimming.statistics import SkimCounts, Skimmed
 
 
@@ -37,8 +37,11 @@ class Buffer:
         """Let the tokens go on that ``predictor`` keeps; it looks at live tokens without protection only."""
         asked = ~self.protected if self.alive is None else self.alive & ~self.protected
         rows = asked.nonzero().squeeze(1)
-        logits = predictor(self.x[rows])
-        kept = decide(logits, options.eval_sample, options.tau, options.threshold) > 0
+        logits = predictor(self.x.index_select(0, rows))
+        if options.eval_sample:
+            kept = decide(logits, True, options.tau) > 0
+        else:
+            kept = keeps(logits, options.threshold)
         self._keep(self.protected.index_copy(0, rows, kept), options.compact_threshold)
 
     def _keep(self, kept: Tensor, spare: float) -> None:
@@ -51,7 +54,7 @@ class Buffer:
             return
         if self.store:
             self._put((~kept).nonzero().squeeze(1))
-        self.x, self.protected = self.x[selection], self.protected[selection]
+        self.x, self.protected = self.x.index_select(0, selection), self.protected[selection]
         self.places = selection if self.places is None else self.places[selection]
         self.layout = self.live = live
         self.alive = self.selection = None
@@ -60,7 +63,7 @@ class Buffer:
         """Write the states of some rows, None: of all, to their places; each place is written once."""
         if self.final is None:
             self.final = self.x.new_zeros(self.x.size(0), self.x.size(1))
-        states = self.x if rows is None else self.x[rows]
+        states = self.x if rows is None else self.x.index_select(0, rows)
         places = self.places
         if rows is not None:
             places = rows if places is None else places[rows]

@@ -43,8 +43,8 @@ class PackedSelfAttention(MultiheadAttention):
 
     def packed(self, x: Tensor, rows: PackedRows) -> Tensor:
         """x (N, C) -> (number of queries, C)"""
-        keys = x if rows.keys is None else x[rows.keys]
-        asking = x if rows.queries is None else x[rows.queries]
+        keys = x if rows.keys is None else x.index_select(0, rows.keys)
+        asking = x if rows.queries is None else x.index_select(0, rows.queries)
         q, k, v = (
             project(part).unflatten(-1, (self.num_heads, self.head_dim))
             for project, part in ((self.q_proj, asking), (self.k_proj, keys), (self.v_proj, keys))
@@ -95,7 +95,7 @@ class PackedEncoderLayer(TransformerEncoderLayerBase):
         """
         if keep is None and rows is None:
             return super().forward(x, encoder_padding_mask, attn_mask)
-        residual = x if rows is None or rows.queries is None else x[rows.queries]
+        residual = x if rows is None or rows.queries is None else x.index_select(0, rows.queries)
         if self.normalize_before:
             x = self.self_attn_layer_norm(x)
         if rows is not None:

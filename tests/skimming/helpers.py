@@ -105,7 +105,8 @@ def set_options(model: SkimRobertaModel, **values: Any) -> SkimRobertaModel:
 
     encoder = model.encoder.sentence_encoder
     encoder.options = dataclasses.replace(encoder.options, **values)
-    for layer in encoder.layers:
+    for number in range(len(encoder.layers)):  # iterating over fairseq's LayerDrop list draws random numbers
+        layer = encoder.layers[number]
         layer.self_attn.backend, layer.self_attn.rule = encoder.options.backend, encoder.options.rule
     return model
 

@@ -13,10 +13,6 @@ try:
 except ImportError:  # an older torch
     _varlen_attn = None  # type: ignore[assignment]
 
-# A call of SDPA on the CPU takes as long as this many multiply-adds of its products: it pays to fill sentences up to a
-# common length, for one call less, while what is filled up stays below that.
-CALL_COST = 400_000
-
 
 class Sentence(NamedTuple):
     """Host-side bounds of one sentence."""
@@ -65,7 +61,7 @@ def by_groups(
         for b in range(len(cu_seqlens) - 1)
         if cu_seqlens[b + 1] > cu_seqlens[b]
     ]
-    groups = _groups(sentences, backend, q.size(1) * q.size(2))
+    groups = _groups(sentences, backend)
     if len(groups) == len(sentences):
         return _one_by_one(q, k, v, sentences, cu_seqlens, cu_keys)
     pieces, targets = [], []
@@ -81,27 +77,20 @@ def by_groups(
     return torch.cat(pieces)[torch.empty_like(place).index_copy_(0, place, torch.arange(len(place), device=q.device))]
 
 
-def _groups(sentences: list[Sentence], backend: str, width: int) -> list[list[Sentence]]:
-    """Cut the sentences, shortest first, into groups that share one call. ``width``: channels of all heads."""
-    if backend == "loop":
-        return [[sentence] for sentence in sentences]
+def _groups(sentences: list[Sentence], backend: str) -> list[list[Sentence]]:
+    """Cut the sentences, shortest first, into groups that share one call."""
     first = sentences[0]
-    if backend == "padded" or all(s.queries == first.queries and s.keys == first.keys for s in sentences):
+    equal = all(s.queries == first.queries and s.keys == first.keys for s in sentences)
+    if backend == "padded" or (equal and backend != "loop"):
         return [sentences]
+    if backend != "bucket":  # on the CPU a call for each costs less than to gather sentences of like length
+        return [[sentence] for sentence in sentences]
     groups: list[list[Sentence]] = []
-    area = most = 0  # of the last group: pairs of tokens that attend, most queries
     for sentence in sorted(sentences, key=lambda one: (one.keys, one.queries)):
-        pairs = sentence.queries * sentence.keys
-        if groups:
-            group, widest = groups[-1], max(most, sentence.queries)
-            filled = (len(group) + 1) * widest * sentence.keys - area - pairs
-            cheap = 2 * width * filled <= CALL_COST * len(group)
-            if sentence.keys <= 1.25 * group[0].keys if backend == "bucket" else cheap:
-                group.append(sentence)
-                area, most = area + pairs, widest
-                continue
-        groups.append([sentence])
-        area, most = pairs, sentence.queries
+        if groups and sentence.keys <= 1.25 * groups[-1][0].keys:
+            groups[-1].append(sentence)
+        else:
+            groups.append([sentence])
     return groups
 
 
