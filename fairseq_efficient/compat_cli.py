@@ -51,7 +51,8 @@ def exit_if_user_error(err: BaseException) -> None:
 
 
 def user_message(err: BaseException | None) -> str | None:
-    """The line of the UserError that ``err`` is, was raised from, or reports from a worker process; else None."""
+    """The line of the UserError that ``err`` is, was raised from, or reports from a worker process, or of an assertion
+    about flags; else None."""
     while err is not None:
         # torch.multiprocessing and DataLoader report a child's traceback as text
         reported = re.findall(r"^fairseq_efficient\.errors\.UserError: (.*)$", str(err), re.MULTILINE)
@@ -59,6 +60,8 @@ def user_message(err: BaseException | None) -> str | None:
             return str(reported[-1])
         if isinstance(err, UserError):
             return str(err)
+        if isinstance(err, AssertionError) and re.match(r"--[a-z][a-z-]+ .+$", str(err)):
+            return str(err)  # fairseq's own check of two flags
         context = err.__context__ if type(err) is Exception else None  # fairseq's trainer raises a bare Exception
         err = err.__cause__ or context
     return None

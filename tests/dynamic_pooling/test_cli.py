@@ -246,6 +246,11 @@ def test_a_leak_stops_training(stream_data: Path, tmp_path: Path, monkeypatch: p
     assert "done training" in train(stream_data, tmp_path, "whitespaces", "--check-causality", "never")
 
 
+def test_fairseqs_own_checks_of_flags_are_one_line(trained: dict[str, Path], stream_data: Path):
+    args = [*common(stream_data, trained["fixed"]), "--gen-subset", "test", "--sampling", "--beam", "3"]
+    assert "--sampling requires --nbest to be equal to --beam" in error_line(run_cli("generate", args, expect=2))
+
+
 # --- configurations ---------------------------------------------------------------------------------------------------
 
 
