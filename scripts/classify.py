@@ -2,7 +2,6 @@
 """Classify lines of text with a trained checkpoint: `python scripts/classify.py CHECKPOINT < lines`."""
 
 import argparse
-import itertools
 import json
 import logging
 import sys
@@ -81,6 +80,23 @@ def read(path: Path | None, inputs: int) -> Iterator[tuple[str, ...]]:
             yield texts
 
 
+def chunks(lines: Iterator[tuple[str, ...]], size: int) -> Iterator[list[tuple[str, ...]]]:
+    """Lists of lines. Before a mistake is raised, what was read before it comes out, so no prediction is lost."""
+    found: list[tuple[str, ...]] = []
+    try:
+        for line in lines:
+            found.append(line)
+            if len(found) == size:
+                yield found
+                found = []
+    except UserError:
+        if found:
+            yield found
+        raise
+    if found:
+        yield found
+
+
 def show(texts: tuple[str, ...], prediction: Any, classes: list[str], form: str) -> str:
     if form == "tsv":
         numbers = [f"{one:.4f}" for one in prediction.probabilities]
@@ -93,14 +109,14 @@ def show(texts: tuple[str, ...], prediction: Any, classes: list[str], form: str)
 
 def main() -> None:
     args = get_parser().parse_args()
-    for flag, value in (("--max-tokens", args.max_tokens), ("--batch-size", args.batch_size)):
-        if value < 1:
-            raise UserError(f"{flag} {value}: must be at least 1")
+    for name in ("max_tokens", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     classifier = load(args)
     lines = read(args.input, classifier.data.inputs)
     start = time.perf_counter()
     with tqdm(desc="classifying", unit=" texts", disable=None, mininterval=0.5) as bar:
-        while chunk := list(itertools.islice(lines, CHUNK)):
+        for chunk in chunks(lines, CHUNK):
             for texts, prediction in zip(chunk, classifier.predict(chunk), strict=True):
                 print(show(texts, prediction, classifier.classes, args.format))
             sys.stdout.flush()

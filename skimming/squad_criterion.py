@@ -148,8 +148,8 @@ def best_text(answer: Answer, data: Any) -> str:
 
 
 def best_of(bins: Tensor, row: int) -> tuple[float, float]:
-    """The highest sum over thresholds, and where. ``bins`` (3, EDGES + 1): sums of exact match, of F1, and of exact match
-    if "" is the answer, of the questions that are answered at EDGES[i] and above."""
+    """The highest sum over thresholds, and where. ``bins`` (3, EDGES + 1): sums of exact match, of F1, and of exact
+    match if "" is the answer, of the questions that are answered at EDGES[i] and above."""
     answered = bins[row].cumsum(0)[:-1]
     silent = bins[2].sum() - bins[2].cumsum(0)[:-1]
     value, place = (answered + silent).max(0)

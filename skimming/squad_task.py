@@ -60,10 +60,16 @@ class SkimSquadTask(FairseqTask):
             raise UserError(f"{path}: no such file; prepare with scripts/prepare_classification.py --format squad")
         return cls(cfg, SentencePredictionTask.load_dictionary(path))
 
-    def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
-        """Windows over ``split``; says how many questions were cut, or left out of training."""
+    def load_dataset(self, split: str, combine: bool = False, training: bool | None = None, **kwargs: Any) -> None:
+        """Windows over ``split``; says how many questions were cut, or left out of training.
+
+        Args:
+            training: items are windows, with targets; else questions. None: of ``train`` (``combine``, as fairseq
+                loads what it trains on).
+        """
         data = SquadSplit(self.cfg.data, split, self.dictionary)
-        training = split == getattr(self.cfg, "train_subset", "train")
+        if training is None:
+            training = combine and not split.startswith("valid")  # --combine-valid-subsets
         if self.version2 is None:
             self.version2 = any(record["impossible"] for record in data.records)
         dataset = SquadDataset(

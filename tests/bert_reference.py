@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from scipy.special import erf
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789.,!?'-()", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
-WORDS = ["good", "bad", "film", "the", "a", "is", "was", "##ed", "##ing", "play", "not", "very", "\u65e5"]
+WORDS = ["good", "bad", "film", "the", "and", "is", "was", "##ed", "##ing", "play", "not", "very", "\u65e5"]
 VOCABULARY = ["[PAD]", "[unused0]", *WORDS[:4], "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS[4:], *LETTERS]
 
 

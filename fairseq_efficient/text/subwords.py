@@ -66,7 +66,7 @@ class Subwords:
     def _roles(self, vocabulary: dict[str, int]) -> list[int | None]:
         """Ids of the tokens that are ``<s> <pad> </s> <unk> <mask>`` to fairseq; only the last may be missing."""
         first, second = (_BRACKETS, _ANGLES) if self.kind == "WordPiece" else (_ANGLES, _BRACKETS)
-        names = first if first[0] in vocabulary else second
+        names = max(first, second, key=lambda names: sum(name in vocabulary for name in names))
         found = [vocabulary.get(name) for name in names]
         if self.kind == "BPE" and not any(name in vocabulary for name in (*_BRACKETS, *_ANGLES)):
             return [None] * len(names)  # GPT-2's: the dictionary alone has them

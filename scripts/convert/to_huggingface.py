@@ -17,6 +17,7 @@ from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.huggingface import Shape, config_json, tokenizer_files, write_model
 from fairseq_efficient.text.prepared import staging
 from fairseq_efficient.text.subwords import Subwords, dictionary_beside, read_subwords
+from fairseq_efficient.text.subwords import find_tokenizer as find_tokenizer_file
 from fairseq_efficient.text.symbols import SPECIALS
 
 EPILOG = """
@@ -97,7 +98,8 @@ def vocabulary(args: argparse.Namespace, subwords: Subwords, where: Path) -> tup
     if given is None and where.is_dir() and (where / "input0" / "dict.txt").is_file():
         given = where / "input0" / "dict.txt"  # prepared data
     symbols, _ = dictionary_beside(where, subwords, given)
-    return subwords.table(symbols, str(given or where)), len({*SPECIALS, *symbols, "<mask>"})
+    name = given or find_tokenizer_file(where).with_name("dict.txt")
+    return subwords.table(symbols, str(name)), len({*SPECIALS, *symbols, "<mask>"})
 
 
 def order_of(kind: str, subwords: Subwords, table: np.ndarray, total: int) -> tuple[torch.Tensor, list[int]]:
