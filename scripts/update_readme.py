@@ -4,24 +4,60 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, NamedTuple
 
 from fairseq_efficient.errors import UserError, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results: written by scripts/update_readme.py from docs/results/*.json -->", "<!-- /results -->"
-SPEED = {
-    "encoder_forward/8192/vs_stock": "encoder, 8,192 tokens",
-    "encoder_forward/16384/vs_stock": "encoder, 16,384 tokens",
-    "encoder_forward/8192/vs_blockwise": "encoder, 8,192 tokens",
-    "train_step/8192/vs_stock": "training step, 8,192 tokens",
-    "train_step/8192/vs_blockwise": "training step, 8,192 tokens",
-    "train_step/8192/bf16/vs_stock": "training step, 8,192 tokens, `--cpu-bf16` against fp32",
-    "generate/8192/beam16/vs_stock": "summary of 128 tokens, beam 16, from 8,192",
-    "generate/8192/beam16/vs_blockwise": "summary of 128 tokens, beam 16, from 8,192",
-    "decode/512/beam16/vs_stock": "one decoding step from 512 tokens, beam 16",
-}
-BASELINES = {"vs_stock": "stock fairseq `transformer`", "vs_blockwise": "blockwise, no pooling (the paper's baseline)"}
+
+
+class Bench(NamedTuple):
+    """What README shows of a benchmark: row -> (work, what it is measured against)."""
+
+    file: str
+    title: str
+    sizes: str
+    rows: dict[str, tuple[str, str]]
+
+
+_STOCK, _BLOCKWISE = "stock fairseq `transformer`", "blockwise, no pooling (the paper's baseline)"
+_VANILLA = "12 layers without pooling, same attention"
+PYRAMIDION = Bench(
+    "bench_pyramidion.json",
+    "Pyramidion",
+    "d=512, 6+6 layers, chunks of 512, halving to 512",
+    {
+        "encoder_forward/8192/vs_stock": ("encoder, 8,192 tokens", _STOCK),
+        "encoder_forward/16384/vs_stock": ("encoder, 16,384 tokens", _STOCK),
+        "encoder_forward/8192/vs_blockwise": ("encoder, 8,192 tokens", _BLOCKWISE),
+        "train_step/8192/vs_stock": ("training step, 8,192 tokens", _STOCK),
+        "train_step/8192/vs_blockwise": ("training step, 8,192 tokens", _BLOCKWISE),
+        "train_step/8192/bf16/vs_stock": ("training step, 8,192 tokens, `--cpu-bf16` against fp32", _STOCK),
+        "generate/8192/beam16/vs_stock": ("summary of 128 tokens, beam 16, from 8,192", _STOCK),
+        "generate/8192/beam16/vs_blockwise": ("summary of 128 tokens, beam 16, from 8,192", _BLOCKWISE),
+        "decode/512/beam16/vs_stock": ("one decoding step from 512 tokens, beam 16", _STOCK),
+    },
+)
+HOURGLASS = Bench(
+    "bench_dynamic_pooling.json",
+    "Dynamic pooling",
+    "d=512, 2+8+2 layers, segments of 4 characters",
+    {
+        "train_step/2048/sf4-relative/vs_vanilla": ("training step, 2,048 characters, relative attention", _VANILLA),
+        "train_step/4096/sf4-relative/vs_vanilla": ("training step, 4,096 characters, relative attention", _VANILLA),
+        "train_step/2048/sf4-rotary/vs_vanilla": ("training step, 2,048 characters, rotary attention", _VANILLA),
+        "train_step/4096/sf4-rotary/vs_vanilla": ("training step, 4,096 characters, rotary attention", _VANILLA),
+        "train_step/2048/rotary-vanilla/vs_transformer_lm": (
+            "training step, 2,048 characters, 12 layers, rotary",
+            "stock fairseq `transformer_lm`",
+        ),
+        "attention/2048/relative/vs_einsum": ("relative attention alone, 2,048 characters", "einsum and shift"),
+        "generate/1024/batch8-sf4-rotary/vs_recompute": ("1,024 characters, batch 8", "recomputing each prefix"),
+        "decode/1024/batch1-sf4-rotary/vs_vanilla": ("a character of 1,024, batch 1", f"cached {_VANILLA}"),
+    },
+)
 
 
 def main() -> int:
@@ -48,7 +84,12 @@ def main() -> int:
 
 
 def section() -> str:
-    parts = [speed(load("bench_pyramidion.json")), quality(load("pyramidion.json"))]
+    parts = [
+        speed(PYRAMIDION),
+        summaries(load("pyramidion.json")),
+        speed(HOURGLASS),
+        character_models(load("dynamic_pooling.json")),
+    ]
     return "\n".join(part for part in parts if part)
 
 
@@ -60,31 +101,31 @@ def load(name: str) -> dict[str, Any] | None:
     return found
 
 
-def speed(results: dict[str, Any] | None) -> str:
+def speed(bench: Bench) -> str:
+    results = load(bench.file)
     if results is None:
         return ""
     machine = results["machine"]
     lines = [
-        f"Speed ({machine.get('cpu', 'CPU')}, {machine.get('threads', '?')} threads, d=512, 6+6 layers, chunks of 512, "
-        "halving to 512; "
-        "[all rows](docs/results/bench_pyramidion.json), losses included):",
+        f"**{bench.title}**, speed ({machine.get('cpu', 'CPU')}, {machine.get('threads', '?')} threads, {bench.sizes}; "
+        f"[all rows](docs/results/{bench.file}), losses included):",
         "",
         "| work | against | seconds, ours / theirs | times faster | peak MB, ours / theirs |",
         "|---|---|---|---|---|",
     ]
     rows = {row["name"]: row for row in results["rows"]}
-    for name, what in SPEED.items():
+    for name, (what, against) in bench.rows.items():
         row = rows.get(name)
         if row is None:
             continue
         memory = " / ".join("-" if row[k] is None else f"{row[k]:,.0f}" for k in ("ours_mb", "baseline_mb"))
         times = f"{row['ours_s']:.3g} / {row['baseline_s']:.3g}"
-        lines.append(f"| {what} | {BASELINES[name.split('/')[-1]]} | {times} | **{row['ratio']:.1f}x** | {memory} |")
+        lines.append(f"| {what} | {against} | {times} | **{row['ratio']:.1f}x** | {memory} |")
     return "\n".join(lines) + "\n"
 
 
-def quality(results: dict[str, Any] | None) -> str:
-    """Each model of the quality run on one line: scores and what training cost."""
+def summaries(results: dict[str, Any] | None) -> str:
+    """Each model of Pyramidion's quality run on one line: scores and what training cost."""
     if results is None:
         return ""
     rows = results["rows"]
@@ -94,9 +135,10 @@ def quality(results: dict[str, Any] | None) -> str:
     updates = max(row["updates"] for row in rows)
     parameters = max(row["params"] for row in rows) / 1e6
     lines = [
-        f"Quality at equal size ({parameters:.1f} million parameters) and equal training ({updates:,} updates from "
-        f"scratch), {data['name']}, {data['pairs']:,} documents cut to {data['max_source_positions']:,} tokens "
-        "([details](docs/results/pyramidion.md)); so short a training stays below lead for every model:",
+        f"**Pyramidion**, quality at equal size ({parameters:.1f} million parameters) and equal training "
+        f"({updates:,} updates from scratch), {data['name']}, {data['pairs']:,} documents cut to "
+        f"{data['max_source_positions']:,} tokens ([details](docs/results/pyramidion.md)); so short a training stays "
+        "below lead for every model:",
         "",
         "| model | ROUGE-1 | ROUGE-2 | ROUGE-L | seconds per update | training MB |",
         "|---|---|---|---|---|---|",
@@ -108,6 +150,42 @@ def quality(results: dict[str, Any] | None) -> str:
         each = cells.get((model, "seconds_per_update_fastest"))
         cost = [f"{each['value']:.2f}", f"{each['peak_mb']:,}"] if each else ["-", "-"]
         lines.append("| " + " | ".join([names.get(model, model), *scores, *cost]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def character_models(results: dict[str, Any] | None) -> str:
+    """Each language model of the first experiment on one line: bits at equal updates and at equal time, and cost."""
+    if results is None:
+        return ""
+    name, about = next(iter(results["experiments"].items()))
+    rows = [row for row in results["rows"] if row["experiment"] == name]
+    settings = about["settings"]
+
+    def average(model: str, metric: str, setting: str = "updates") -> float | None:
+        key = (model, metric, setting)
+        found = [row["value"] for row in rows if (row["model"], row["metric"], row["setting"]) == key]
+        return mean(found) if found else None
+
+    def shown(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    seeds = len({row["seed"] for row in rows})
+    lines = [
+        f"**Dynamic pooling**, test bits per character, {about['data']['name']}, layers {settings['layers']}, width "
+        f"{settings['dim']}, {settings['updates']:,} updates, mean of {seeds} seeds "
+        "([details, other data, what it does not show](docs/results/dynamic_pooling.md)):",
+        "",
+        "| segments | bits, equal updates | bits, equal time | characters per segment | seconds per update |",
+        "|---|---|---|---|---|",
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        cells = [
+            shown(average(model, "test_bpc"), 4),
+            shown(average(model, "test_bpc", "time"), 4),
+            shown(average(model, "shortening_factor"), 2),
+            shown(average(model, "seconds_per_update"), 3),
+        ]
+        lines.append(f"| {'none (vanilla)' if model == 'vanilla' else model} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

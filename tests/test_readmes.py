@@ -116,3 +116,7 @@ def test_reasons_are_of_commands_that_exist():
     every = [command for readme in READMES for command in commands_of(readme)]
     unused = [start for start in NOT_RUN if not any(command.startswith(start) for command in every)]
     assert not unused
+
+
+def test_results_in_the_readme_are_those_of_the_files():
+    assert "up to date" in run_cli("scripts/update_readme.py", ["--check"])
