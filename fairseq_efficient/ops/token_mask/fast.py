@@ -45,8 +45,9 @@ def masked_attention(
         raise ValueError(f"rule {rule!r} is not one of {', '.join(RULES)}")
     if rule == "postmult":
         return _sdpa(q, k, v * keep.to(v.dtype)[:, :, None, None], _bias(None, padding_mask, q), dropout_p)
-    if not (keep.requires_grad and torch.is_grad_enabled()):
-        return _sdpa(q, k, v, _bias(keep, padding_mask, q), dropout_p)
+    # with dropout always the same way: activation checkpointing runs it with and without gradients
+    if not dropout_p and not (keep.requires_grad and torch.is_grad_enabled()):
+        return _sdpa(q, k, v, _bias(keep, padding_mask, q), 0.0)
     return _MaskedAttention.apply(q, k, v, keep, padding_mask, dropout_p)
 
 
