@@ -13,7 +13,7 @@ from fairseq_efficient.text.reading import MAX_LINE_BYTES, Bad, open_binary, rea
 
 FORMATS = ("tsv", "csv", "jsonl", "yelp", "squad")
 _ESCAPE = re.compile(r'\\[n"\\]')
-_HTML_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_HTML_BREAK = re.compile(r"(?:\s*<br\s*/?>)+\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
