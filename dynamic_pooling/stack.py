@@ -78,8 +78,7 @@ class Layer(nn.Module):
     def _attend(self, x: Tensor, positions: Positions, lengths: Sequence[int] | None) -> Tensor:
         if lengths is None:
             return self.self_attn(x, *positions.arguments())
-        parts = [self.self_attn(part[None], *positions.arguments())[0] for part in x.split(list(lengths))]
-        return torch.cat(parts)
+        return self.self_attn.packed(x, lengths, *positions.arguments())
 
     def _around(self, x: Tensor, attend: Any) -> Tensor:
         before, rate = self.options.normalize_before, self.options.dropout

@@ -1,5 +1,7 @@
 """Transformer-XL's self-attention (Dai et al. 2019, section 3.3), batch-first, whole sequences or token by token."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -75,6 +77,28 @@ class RelativeSelfAttention(FusedSelfAttention):
             (B, T, C).
         """
         return self.attend(x, positions, content_bias, position_bias, padding_mask, memory, window)[0]
+
+    def packed(
+        self,
+        x: Tensor,
+        lengths: Sequence[int],
+        positions: Tensor,
+        content_bias: Tensor,
+        position_bias: Tensor,
+    ) -> Tensor:
+        """:meth:`forward` over rows of ``lengths`` one after another: (N, C) -> (N, C), no work on pads.
+
+        Projections see all rows (and positions) at once; attention one row after the other.
+        """
+        q, k, v = self.split(x.unsqueeze(0))
+        r = self.project_positions(positions[: max(lengths)])
+        rows = zip(*(one.split(list(lengths), 2) for one in (q, k, v)), strict=True)
+        rate, window = self.dropout_now(), self.window
+        out = [
+            relative_attention(one, keys, values, r, content_bias, position_bias, dropout_p=rate, window=window)
+            for one, keys, values in rows
+        ]
+        return self.merge(torch.cat(out, 2)).squeeze(0)
 
     def fill(
         self,

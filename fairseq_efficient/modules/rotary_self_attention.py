@@ -1,5 +1,7 @@
 """Causal self-attention with rotary positions (Su et al. 2021), batch-first, on SDPA, whole or token by token."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -49,6 +51,22 @@ class RotarySelfAttention(FusedSelfAttention):
             (B, T, C).
         """
         return self._attend(x, table, padding_mask)[0]
+
+    def packed(self, x: Tensor, lengths: Sequence[int], table: tuple[Tensor, Tensor]) -> Tensor:
+        """:meth:`forward` over rows of ``lengths`` one after another: (N, C) -> (N, C), no work on pads.
+
+        Projections see all rows at once; attention one row after the other.
+        """
+        q, k, v = self.split(x.unsqueeze(0))
+        place = torch.cat([torch.arange(length, device=x.device) for length in lengths])
+        cos, sin = (one[place] for one in table)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        rows = zip(*(one.split(list(lengths), 2) for one in (q, k, v)), strict=True)
+        rate = self.dropout_now()
+        out = [
+            scaled_dot_product_attention(one, keys, values, dropout_p=rate, is_causal=True) for one, keys, values in rows
+        ]
+        return self.merge(torch.cat(out, 2)).squeeze(0)
 
     def fill(self, x: Tensor, table: tuple[Tensor, Tensor], cache: LayerCache, lengths: Tensor | None = None) -> Tensor:
         """:meth:`forward`, leaving an empty cache as if the tokens had come one by one.
