@@ -64,7 +64,8 @@ class RotarySelfAttention(FusedSelfAttention):
         rows = zip(*(one.split(list(lengths), 2) for one in (q, k, v)), strict=True)
         rate = self.dropout_now()
         out = [
-            scaled_dot_product_attention(one, keys, values, dropout_p=rate, is_causal=True) for one, keys, values in rows
+            scaled_dot_product_attention(one, keys, values, dropout_p=rate, is_causal=True)
+            for one, keys, values in rows
         ]
         return self.merge(torch.cat(out, 2)).squeeze(0)
 
