@@ -193,11 +193,18 @@ def atomic_save(state: Any, path: str) -> None:
         logger.error(f"checkpoint {path} cannot be loaded again: a task or criterion stored {what}")
 
 
-def exported(model: dict[str, Any], task: dict[str, Any], weights: dict[str, Any], criterion: str) -> dict[str, Any]:
-    """A fairseq checkpoint of plain values, without optimizer state. ``model`` and ``task`` hold ``_name``."""
+def exported(
+    model: dict[str, Any],
+    task: dict[str, Any],
+    weights: dict[str, Any],
+    criterion: str,
+    bpe: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A fairseq checkpoint of plain values, without optimizer state. ``model``, ``task`` and ``bpe`` hold ``_name``."""
     last = {"criterion_name": "CrossEntropyCriterion", "optimizer_name": "FairseqAdam"}
+    sections = {"model": model, "task": task, "criterion": {"_name": criterion}, **({"bpe": bpe} if bpe else {})}
     return {
-        "cfg": {"model": model, "task": task, "criterion": {"_name": criterion}},
+        "cfg": sections,
         "args": None,
         "model": weights,
         "optimizer_history": [{**last, "lr_scheduler_state": {}, "num_updates": 0}],

@@ -141,7 +141,7 @@ def mail_text(raw: bytes) -> str:
         texts.append(text)
     body = re.sub(r"[ \t\0]+", " ", "\n".join(texts)).strip()
     subject = " ".join(str(mail.get("Subject") or "").replace("\0", " ").split())
-    return f"{subject}\n{body}" if body else ""
+    return f"{subject}\n{body}".strip() if body else ""
 
 
 def read_spam_assassin(archive: Path) -> Iterator[Item]:

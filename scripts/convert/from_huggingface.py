@@ -113,7 +113,8 @@ def convert(source: Source, subwords: Subwords, args: argparse.Namespace, out: P
     settings = model_settings(shape, source.kind, segments, untied, args.stock)
     settings["load_checkpoint_heads"] = bool(head)  # by --path and torch.hub; a training registers its own
     task = {"_name": "masked_lm", "data": str(args.output.resolve()), "tokens_per_sample": shape.positions}
-    atomic_save(exported(settings, task, weights, "masked_lm"), str(out / "model.pt"))
+    bpe = {"_name": "wordpiece", "wordpiece_vocab": task["data"], "wordpiece_case": "auto"}
+    atomic_save(exported(settings, task, weights, "masked_lm", bpe), str(out / "model.pt"))
     (out / "dict.txt").write_text(dictionary_text(subwords.dictionary()), encoding="utf-8", newline="\n")
     (out / "tokenizer.json").write_text(subwords.to_json(), encoding="utf-8")
     report = {
