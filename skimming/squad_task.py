@@ -35,7 +35,9 @@ class SkimSquadConfig(FairseqDataclass):
         default=None, metadata={"help": "token before the paragraph, after the question's </s> (RoBERTa: 2)"}
     )
     no_shuffle: bool = field(default=False, metadata={"help": "train in the order of the data"})
-    classification_head_name: str = II("criterion.classification_head_name")
+    classification_head_name: str = field(  # not II(criterion...): fairseq-validate needs no --criterion then
+        default="question_answering_head", metadata={"help": "name of the head that scores starts and ends"}
+    )
     seed: int = II("common.seed")
 
 

@@ -181,6 +181,26 @@ class SquadDataset(FairseqDataset):
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
         return self.sizes[indices] * self.counts[indices]
 
+    def batch_by_size(
+        self,
+        indices: np.ndarray,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        required_batch_size_multiple: int = 1,
+    ) -> Any:
+        """As fairseq's; a question whose windows together have more than ``max_tokens`` is a batch of its own."""
+        sizes = self.num_tokens_vec(np.asarray(indices))
+        if max_tokens is not None and not self.training:
+            sizes = np.minimum(sizes, max_tokens)
+        return data_utils.batch_by_size(
+            indices,
+            num_tokens_fn=self.num_tokens,
+            num_tokens_vec=sizes,
+            max_tokens=max_tokens,
+            max_sentences=max_sentences,
+            required_batch_size_multiple=required_batch_size_multiple,
+        )
+
     def size(self, index: int) -> int:
         return int(self.sizes[index])
 

@@ -1,0 +1,428 @@
+"""Task ``skim_squad`` and its criterion: windows, answers, scores that do not depend on batches or ranks."""
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fairseq.data import Dictionary
+
+from fairseq_efficient.errors import UserError
+from skimming.squad_criterion import EDGES, SkimQuestionAnswering, SkimQuestionAnsweringConfig, best_of, best_text
+from skimming.squad_decode import Answer, best_spans, decode, probabilities
+from skimming.squad_metrics import best_thresholds, evaluate, gold_answers, score
+from skimming.squad_task import SkimSquadConfig, SkimSquadTask
+from skimming.squad_windows import SquadDataset
+from tests.skimming.helpers import config
+from tests.squad_data import prepared, question, random_squad, squad
+from tests.util import ROOT, Command, error_line, free_port, run_cli, run_in_process
+
+HEAD = "question_answering_head"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("squad"), train=random_squad(12), valid=random_squad(7, seed=1))
+
+
+@pytest.fixture(scope="module")
+def data11(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("squad11"), train=random_squad(5, impossible=False))
+
+
+def task_of(folder: Path, **flags: Any) -> SkimSquadTask:
+    cfg = SkimSquadConfig(data=str(folder), max_seq_length=24, doc_stride=4, max_query_length=6)
+    for name, value in {"classification_head_name": HEAD, "seed": 1, **flags}.items():
+        setattr(cfg, name, value)
+    return SkimSquadTask.setup_task(cfg)
+
+
+def words_of(task: SkimSquadTask, tokens: Any) -> list[str]:
+    return [task.dictionary[int(token)] for token in tokens]
+
+
+# --- windows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("separator", [None, 2])
+def test_training_windows_point_at_their_answers(data: Path, separator: int | None) -> None:
+    task = task_of(data, separator_token=separator)
+    task.load_dataset("train", combine=True)
+    dataset: SquadDataset = task.dataset("train")
+    split = dataset.data
+    pointed = set()
+    for number in range(len(dataset)):
+        (window,) = dataset[number]["windows"]
+        words, (first, last) = words_of(task, window["tokens"]), window["target"]
+        asked = words_of(task, split.questions[window["question"]])[:6]
+        assert words[: len(asked) + 1] == ["<s>", *asked] and len(words) <= 24 and words[-1] == "</s>"
+        assert window["context"] == len(asked) + 2 + (separator is not None)
+        assert words[len(asked) + 1 : window["context"]] == ["</s>"] * (1 + (separator is not None))
+        if first == 0:
+            assert last == 0
+            continue
+        assert window["context"] <= first <= last < len(words) - 1
+        offsets = split.offsets_of(window["question"])
+        places = [position - window["context"] + window["window"] for position in (first, last)]
+        text = split.text_of(window["question"], offsets[places[0], 0], offsets[places[1], 1])
+        assert text == split.golds(window["question"])[0]
+        pointed.add(window["question"])
+    assert pointed == {i for i, record in enumerate(split.records) if not record["impossible"]}
+
+
+def test_evaluation_items_are_questions(data: Path) -> None:
+    task = task_of(data)
+    task.load_dataset("valid")
+    dataset = task.dataset("valid")
+    assert len(dataset) == 14 and {item["id"] for item in map(dataset.__getitem__, range(14))} == set(range(14))
+    windows = [len(dataset[number]["windows"]) for number in range(14)]
+    assert max(windows) > 1 and sum(windows) == len(dataset.question)
+    assert [dataset.num_tokens(i) for i in range(14)] == list(dataset.num_tokens_vec(np.arange(14)))
+    sample = dataset.collater([dataset[number] for number in (3, 5, 3)])
+    assert sample["question"].tolist() == [3] * windows[3] + [5] * windows[5] + [3] * windows[3]
+    assert sample["nsentences"] == len(sample["question"]) and dataset.collater([]) == {}
+    tokens = sample["net_input"]["src_tokens"]
+    assert tokens.ne(task.dictionary.pad()).sum(1).tolist() == sample["net_input"]["src_lengths"].tolist()
+
+
+def test_questions_that_cannot_be_trained_on_are_left_out(tmp_path: Path, caplog: Any) -> None:
+    text = "good film and bad play"
+    items = [
+        question("1", "what?", ("film", 6)),
+        question("2", "what?", ("film", 5)),
+        question("3", "x " * 9, ("bad", 14)),
+    ]
+    folder = prepared(tmp_path, train=squad((text, items)))
+    task = task_of(folder)
+    task.load_dataset("train", combine=True)
+    dataset = task.dataset("train")
+    assert [dataset[i]["windows"][0]["question"] for i in range(len(dataset))] == [1, 2]
+    assert "1 questions left out" in caplog.text and "1 questions cut to --max-query-length 6" in caplog.text
+    task.load_dataset("train")  # to evaluate on it, all are there
+    assert len(task.dataset("train")) == 3 and task.version2 is False
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("longest", [1, 3, 30])
+def test_best_spans_are_the_best_of_all(longest: int) -> None:
+    start, end = torch.randn(4, 11), torch.randn(4, 11)
+    first, last = torch.tensor([2, 3, 5, 4]), torch.tensor([10, 9, 7, 4])
+    scores, begins, ends = best_spans(start, end, first, last, 5, longest)
+    for row in range(4):
+        every = sorted(
+            (
+                (-float(start[row, a] + end[row, b]), a, b)
+                for a in range(int(first[row]), int(last[row]))
+                for b in range(a, min(a + longest, int(last[row])))
+            ),
+        )[:5]
+        found = [(a, b) for s, a, b in zip(scores[row], begins[row], ends[row], strict=True) if s > -math.inf]
+        assert [(int(a), int(b)) for a, b in found] == [(a, b) for _, a, b in every]
+        torch.testing.assert_close(scores[row][: len(every)], -torch.tensor([s for s, _, _ in every]).reshape(-1))
+
+
+def perfect_logits(task: SkimSquadTask, sample: Any) -> torch.Tensor:
+    """Scores that point at the first answer wherever a window holds it all, else at position 0."""
+    data = task.dataset(sample["split"]).data
+    tokens = sample["net_input"]["src_tokens"]
+    logits = torch.zeros(*tokens.shape, 2)
+    for row, number in enumerate(sample["question"].tolist()):
+        span = None if data.records[number]["impossible"] else data.answer_span(number)
+        shift = int(sample["context"][row] - sample["window"][row])
+        places = (0, 0) if span is None else (span[0] + shift, span[1] + shift)
+        inside = (
+            int(sample["context"][row]) <= places[0] and places[1] < int(sample["net_input"]["src_lengths"][row]) - 1
+        )
+        for side in (0, 1):
+            logits[row, places[side] if inside else 0, side] = 9.0
+    return logits
+
+
+def test_perfect_scores_give_perfect_answers(data: Path) -> None:
+    task = task_of(data)
+    task.load_dataset("valid")
+    dataset, gold, predictions = task.dataset("valid"), {}, {}
+    for batch in ([0, 1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11, 12, 13]):
+        sample = dataset.collater([dataset[number] for number in batch])
+        for answer in decode(perfect_logits(task, sample), sample, dataset.data, 20, 30):
+            record = dataset.data.records[answer.question]
+            gold[record["id"]] = dataset.data.golds(answer.question)
+            predictions[record["id"]] = "" if answer.null_odds > 0 else best_text(answer, dataset.data)
+            assert len(answer.spans) == len({span[1:] for span in answer.spans}) <= 20
+            assert [span[0] for span in answer.spans] == sorted((span[0] for span in answer.spans), reverse=True)
+    found = evaluate(predictions, gold, version2=True)
+    assert found["exact"] == found["f1"] == found["HasAns_exact"] == found["NoAns_exact"] == 100.0 and len(gold) == 14
+
+
+def test_probabilities() -> None:
+    assert probabilities([]) == [] and sum(probabilities([3.0, 1.0, -2.0])) == pytest.approx(1.0)
+    assert Answer(0, [], -3.0).null_odds == math.inf and Answer(0, [(2.0, 0, 1)], -3.0).null_odds == -5.0
+
+
+# --- criterion ------------------------------------------------------------------------------------------------------
+
+
+class Model(torch.nn.Module):
+    """Gives the scores it is told to, and what a model says beside them."""
+
+    def __init__(self, scores: Any) -> None:
+        super().__init__()
+        self.scores, self.num_updates = scores, None
+
+    def forward(self, src_tokens: Any, src_lengths: Any, **_: Any) -> Any:
+        counts = SimpleNamespace(lengths=src_lengths, ratio=lambda: torch.ones(len(src_lengths)))
+        return self.scores(src_tokens), {"skim_counts": counts, "stats": {}}
+
+
+def criterion_of(task: SkimSquadTask, **flags: Any) -> SkimQuestionAnswering:
+    cfg = SkimQuestionAnsweringConfig()
+    for name, value in flags.items():
+        setattr(cfg, name, value)
+    return SkimQuestionAnswering(cfg, task)
+
+
+def scores_by_token(width: int = 100) -> Any:
+    table = torch.randn(width, 2)
+    return lambda tokens: table[tokens] + torch.arange(tokens.size(1))[None, :, None] * 0.01
+
+
+def test_loss_is_the_mean_of_two_cross_entropies_and_ignores_pads(data: Path) -> None:
+    task = task_of(data)
+    task.load_dataset("train", combine=True)
+    dataset, criterion = task.dataset("train"), criterion_of(task, skim_lambda=0.0)
+    model = Model(scores_by_token()).train()
+    whole = criterion(model, dataset.collater([dataset[i] for i in range(6)]))
+    assert whole[1] == 6
+    total = 0.0
+    for number in range(6):
+        sample = dataset.collater([dataset[number]])
+        loss, _, log = criterion(model, sample)
+        total += float(loss)
+        logits = model(**sample["net_input"])[0].log_softmax(1)
+        first, last = sample["target"][0].tolist()
+        assert float(loss) == pytest.approx(-float(logits[0, first, 0] + logits[0, last, 1]) / 2, rel=1e-5)
+        assert "_questions" not in log
+    assert float(whole[0]) == pytest.approx(total, rel=1e-5)
+
+
+def reduced(logs: list[dict[str, Any]]) -> dict[str, float]:
+    from fairseq.logging import metrics
+
+    with metrics.aggregate(new_root=True) as found:
+        SkimQuestionAnswering.reduce_metrics(logs)
+    return found.get_smoothed_values()
+
+
+@pytest.mark.parametrize("sizes", [[14], [5, 4, 5], [1] * 14])
+def test_scores_do_not_depend_on_batches(data: Path, sizes: list[int]) -> None:
+    """Batches, or ranks: sums are added before they are divided; every question counts once."""
+    task = task_of(data)
+    task.load_dataset("valid")
+    dataset, criterion = (
+        task.dataset("valid"),
+        criterion_of(task, squad_best_threshold=True, null_score_diff_threshold=0.5),
+    )
+    torch.manual_seed(3)
+    model = Model(scores_by_token()).eval()
+    order = np.random.permutation(14)
+    logs, gold, predictions, best, odds = [], {}, {}, {}, {}
+    for part in np.split(order, np.cumsum(sizes)[:-1]):
+        sample = dataset.collater([dataset[number] for number in part])
+        logs.append(criterion(model, sample)[2])
+        for answer in decode(model(**sample["net_input"])[0], sample, dataset.data, 20, 30):
+            name = dataset.data.records[answer.question]["id"]
+            gold[name], best[name] = dataset.data.golds(answer.question), best_text(answer, dataset.data)
+            odds[name] = answer.null_odds
+            predictions[name] = "" if odds[name] > 0.5 else best[name]
+    found, official = reduced(logs), evaluate(predictions, gold, version2=True)
+    for name in ("exact", "f1", "HasAns_exact", "HasAns_f1"):
+        assert found[name] == pytest.approx(official[name], abs=0.01)
+    assert found["NoAns"] == pytest.approx(official["NoAns_exact"], abs=0.01)
+    thresholds = best_thresholds(best, gold, odds)
+    for name in ("best_exact", "best_f1"):
+        assert found[name] <= thresholds[name] + 0.01  # the grid is coarser
+        gaps = np.diff(sorted(odds.values()))
+        if gaps.min() > 0.1:
+            assert found[name] == pytest.approx(thresholds[name], abs=0.01)
+
+
+def test_thresholds_of_bins() -> None:
+    bins, odds = torch.zeros(3, len(EDGES) + 1, dtype=torch.float64), torch.randn(200, dtype=torch.float64) * 4
+    exact, f1, null = torch.rand(3, 200, dtype=torch.float64).round(decimals=2)
+    for number, place in enumerate(torch.searchsorted(EDGES, odds)):
+        bins[:, place] += torch.stack([exact[number], f1[number], null[number]])
+    for row, values in enumerate((exact, f1)):
+        every = {float(t): float(torch.where(odds <= t, values, null).sum()) for t in EDGES}
+        value, threshold = best_of(bins, row)
+        assert value == pytest.approx(max(every.values())) == pytest.approx(every[threshold])
+
+
+def test_version_1_never_answers_nothing(data11: Path) -> None:
+    task = task_of(data11)
+    task.load_dataset("train")
+    assert task.version2 is False
+    dataset, criterion = task.dataset("train"), criterion_of(task)
+    model = Model(lambda tokens: torch.nn.functional.one_hot(torch.zeros_like(tokens), 2) * 0.0).eval()
+    model.scores = lambda tokens: torch.cat(
+        [torch.full((len(tokens), 1, 2), 9.0), torch.rand(*tokens[:, 1:].shape, 2)], 1
+    )
+    sample = dataset.collater([dataset[number] for number in range(len(dataset))])
+    torch.manual_seed(0)
+    log = criterion(model, sample)[2]
+    torch.manual_seed(0)
+    exact = 0.0
+    for answer in decode(model(**sample["net_input"])[0], sample, dataset.data, 20, 30):
+        exact += score(
+            best_text(answer, dataset.data), gold_answers(dataset.data.golds(answer.question), False), False
+        ).exact
+        assert answer.null_odds > 0
+    assert log["_exact"] == exact and log["_questions"] == 10
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+MODEL = ["--arch", "skim_roberta"] + [
+    part
+    for name in ("encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads")
+    for part in (f"--{name.replace('_', '-')}", str(getattr(config(), name)))
+]
+
+
+def train_args(data: Path, save_dir: Path, *more: str) -> list[str]:
+    return [
+        str(data), "--user-dir", str(ROOT / "skimming"), "--task", "skim_squad", "--criterion",
+        "skim_question_answering", *MODEL, "--max-seq-length", "24", "--doc-stride", "4", "--max-query-length", "6",
+        "--cpu", "--optimizer", "adam", "--dropout", "0", "--attention-dropout", "0", "--lr", "0.01",
+        "--batch-size", "8", "--num-workers", "0", "--save-dir", str(save_dir), "--seed", "1", "--log-format", "json",
+        "--no-epoch-checkpoints", *more,
+    ]  # fmt: skip
+
+
+def valid_numbers(log: str) -> dict[str, str]:
+    lines = [line for line in log.splitlines() if '"valid_loss"' in line or '"valid_f1"' in line]
+    return json.loads(lines[-1][lines[-1].index("{") :])
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    folder = tmp_path_factory.mktemp("trained")
+    more = ["--max-epoch", "2", "--best-checkpoint-metric", "f1", "--maximize-best-checkpoint-metric"]
+    log = run_in_process("train", train_args(data, folder, *more, "--squad-best-threshold", "--skim-init-bias", "0.5"))
+    return folder / "checkpoint_last.pt", valid_numbers(log)
+
+
+def test_train_validate_and_predict_agree(data: Path, trained: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    path, numbers = trained
+    assert float(numbers["valid_keep_ratio"]) < 1.0
+    for mode in ("masked", "packed"):
+        log = run_in_process(
+            "validate",
+            [str(data), "--user-dir", str(ROOT / "skimming"), "--path", str(path), "--task", "skim_squad", "--cpu",
+             "--batch-size", "3", "--log-format", "json", "--model-overrides", str({"skim_inference": mode})],
+        )  # fmt: skip
+        line = next(line for line in log.splitlines() if '"valid_f1"' in line or '"f1"' in line)
+        found = {key.removeprefix("valid_"): value for key, value in json.loads(line[line.index("{") :]).items()}
+        for name in ("exact", "f1", "NoAns", "HasAns_f1", "best_f1"):
+            assert float(found[name]) == pytest.approx(float(numbers[f"valid_{name}"]), abs=0.011), (mode, name)
+    out = run_cli(
+        str(ROOT / "scripts" / "squad_predict.py"), [str(path), "--output", str(tmp_path / "out"), "--max-tokens", "99"]
+    )
+    official = json.loads(out[out.index("{") : out.rindex("}") + 1])
+    for name in ("exact", "f1", "HasAns_exact"):
+        assert official[name] == pytest.approx(float(numbers[f"valid_{name}"]), abs=0.011)
+    assert official["total"] == 14 and official["best_f1"] >= float(numbers["valid_best_f1"]) - 0.011
+    predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    best = json.loads((tmp_path / "out" / "nbest.json").read_text())
+    odds = json.loads((tmp_path / "out" / "null_odds.json").read_text())
+    assert len(predictions) == len(best) == len(odds) == 14
+    for name, answers in best.items():
+        assert sum(one["probability"] for one in answers) == pytest.approx(1.0, abs=1e-3) and len(answers) <= 21
+        top = next((one["text"] for one in answers if one["text"]), "")
+        assert predictions[name] == ("" if odds[name] > 0 else top)
+    again = run_cli(
+        str(ROOT / "scripts" / "squad_predict.py"), [str(path), "--output", str(tmp_path / "out")], expect=2
+    )
+    assert "exists" in error_line(again)
+
+
+def test_two_ranks_count_every_question_once(data: Path, trained: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    path, numbers = trained
+    world = ["--distributed-world-size", "2", "--distributed-init-method", f"tcp://127.0.0.1:{free_port()}"]
+    world += ["--distributed-backend", "gloo", "--distributed-no-spawn", "--ddp-backend", "legacy_ddp"]
+    args = train_args(
+        data, tmp_path, "--restore-file", str(path), "--max-epoch", "1", "--lr", "0", "--reset-dataloader"
+    )
+    args += ["--reset-optimizer", "--reset-meters", "--squad-best-threshold", "--skim-init-bias", "0.5"]
+    ranks = [Command("train", [*args, *world, "--distributed-rank", str(rank)]) for rank in range(2)]
+    logs = [rank.wait(timeout=300) for rank in ranks]
+    found = valid_numbers(logs[0])
+    for name in ("exact", "f1", "HasAns_exact", "best_exact"):
+        assert float(found[f"valid_{name}"]) == pytest.approx(float(numbers[f"valid_{name}"]), abs=0.011)
+
+
+@pytest.mark.slow
+def test_it_learns(tmp_path: Path) -> None:
+    """The answer is the word after "x"; a paragraph without one has none. A tiny model gets nearly all of it."""
+    draw = random.Random(1)
+    paragraphs = []
+    for number in range(432):
+        words = draw.choices(["good", "bad", "film", "the", "is", "was"], k=8)
+        answer = number % 3 != 0
+        if answer:
+            words[draw.randrange(6)] = "x"
+        at = words.index("x") + 1 if answer else 0
+        start = len(" ".join(words[:at])) + 1 if at else 0
+        one = question(str(number), "x?", *([(words[at], start)] if answer else []), impossible=not answer)
+        paragraphs.append((" ".join(words), [one]))
+    folder = prepared(tmp_path, train=squad(*paragraphs[:400]), valid=squad(*paragraphs[400:]))
+    more = ["--max-epoch", "8", "--skim-lambda", "0.05", "--best-checkpoint-metric", "f1", "--validate-interval", "8"]
+    log = run_in_process(
+        "train",
+        train_args(
+            folder, tmp_path / "ck", *more, "--maximize-best-checkpoint-metric", "--lr", "0.003", "--batch-size", "16"
+        ),
+    )
+    numbers = valid_numbers(log)
+    assert float(numbers["valid_f1"]) > 85, numbers
+
+
+def test_mistakes(data: Path, tmp_path: Path) -> None:
+    for flags, why in (
+        ({"max_seq_length": 7}, "--max-seq-length 7: must be at least 8"),
+        ({"doc_stride": -1}, "--doc-stride -1: must be at least 0"),
+        ({"data": str(tmp_path)}, "dict.txt: no such file; prepare with"),
+    ):
+        with pytest.raises(UserError, match=why):
+            task_of(data, **flags)
+    with pytest.raises(UserError, match="--doc-stride 20: windows of --max-seq-length 24 leave only"):
+        task_of(data, doc_stride=20).load_dataset("train")
+    with pytest.raises(UserError, match=r"nothing\.idx: no such file"):
+        task_of(data).load_dataset("nothing")
+    task = task_of(data)
+    for flags, why in (
+        ({"n_best_size": 0}, "--n-best-size 0: must be at least 1"),
+        ({"max_answer_length": 0}, "--max-answer-length 0"),
+    ):
+        with pytest.raises(UserError, match=why):
+            criterion_of(task, **flags)
+    with pytest.raises(UserError, match="needs --task skim_squad"):
+        criterion_of(SimpleNamespace(target_dictionary=Dictionary()))  # type: ignore[arg-type]
+    stock = train_args(data, tmp_path)
+    stock[stock.index("skim_roberta")] = "roberta_base"
+    out = error_line(run_cli("train", stock, expect=2))
+    assert "task skim_squad needs a skim_roberta model" in out
+    out = error_line(run_cli("train", [*train_args(data, tmp_path), "--max-positions", "20"], expect=2))
+    assert "--max-seq-length 24: the model reads 20 tokens" in out
+    broken = tmp_path / "broken"
+    shutil.copytree(data, broken)
+    (broken / "label" / "train.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="do not belong together"):
+        task_of(broken).load_dataset("train")
