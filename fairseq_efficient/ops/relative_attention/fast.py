@@ -3,9 +3,9 @@
 A tile holds m queries and the n keys up to the last of them. Positions are scored against the table of descending
 distance n-1 .. 0 and one row more: ``raw`` (m, n + 1). Read row after row from place m - 1 on, the same memory is an
 (m, n) matrix whose entry (i, j) is the score of the distance between query i and key j (entries of later keys hold
-other rows' scores, and are masked). The scores of the content are added in place. The backward computes the
+other rows' scores, and are masked). The scores of the content are added to it. The backward computes the
 probabilities again, writes the gradient of the scores into memory of the same form, and reads it back as that of
-``raw``.
+``raw``. Products go into whole memories that are made once: BLAS then runs a tile as one batch.
 """
 
 from collections.abc import Iterator
@@ -148,11 +148,13 @@ class _Plan:
             end = torch.arange(keys - self.queries, keys, device=q.device) + 1
             start = (end - (keys if window is None else window)).clamp(min=0)
             self.blind = (real[:, end] == real[:, start])[:, None, :, None]  # (B, 1, T, 1): sees no key
+        self._later: dict[int, Tensor] = {}
 
     def tiles(self) -> Iterator[_Tile]:
+        """The last queries of some pairs come first: without a window they see all keys."""
         memory = self.keys - self.queries
         for p0 in range(0, self.batch * self.heads, self.pairs):
-            for i0 in range(0, self.queries, self.step):
+            for i0 in reversed(range(0, self.queries, self.step)):
                 i1 = min(i0 + self.step, self.queries)
                 lo = 0 if self.window is None else max(0, memory + i0 - self.window + 1)
                 yield _Tile(p0, p0 + self.pairs, i0, i1, lo, memory + i1)
@@ -176,8 +178,9 @@ class _Plan:
         """Fill scores (P, m, n) of keys that a query may not see."""
         pairs, m, n = tile.shape
         lowest = torch.finfo(scores.dtype).min  # not -inf: rows that see nothing stay finite
-        later = torch.ones(m, m, dtype=torch.bool, device=self.device).triu_(1)
-        scores[:, :, n - m :].masked_fill_(later, lowest)
+        if m not in self._later:
+            self._later[m] = torch.ones(m, m, dtype=torch.bool, device=self.device).triu_(1)
+        scores[:, :, n - m :].masked_fill_(self._later[m], lowest)
         far = 0 if self.window is None else tile.hi - self.window - tile.lo  # columns out of sight for the last query
         if far > 0:
             hidden = torch.ones(m, far, dtype=torch.bool, device=self.device).tril_(far - m)
@@ -189,14 +192,24 @@ class _Plan:
                 mask = mask.repeat_interleave(self.heads, 0)
             scores.masked_fill_(mask, lowest)
 
-    def probabilities(self, content: Tensor, position: Tensor, k: Tensor, table: Tensor, tile: _Tile, memory: Tensor):
-        """(P, m, n) for queries with their biases (pairs, T, d), scaled; may lie in ``memory``."""
+    def workspace(self, like: Tensor, count: int) -> list[Tensor]:
+        """Memories for the largest tile, made once: fresh ones for each tile cost more than the sums in them."""
+        return [like.new_empty(self.largest()) for _ in range(count)]
+
+    def probabilities(
+        self, content: Tensor, position: Tensor, k: Tensor, table: Tensor, tile: _Tile, memory: Tensor, other: Tensor
+    ) -> Tensor:
+        """(P, m, n) in ``memory``, for queries with their biases (pairs, T, d), scaled; uses ``other`` too."""
         p0, p1, i0, i1, lo, hi = tile
-        raw, scores = _forms(memory, tile)
+        raw, shifted = _forms(memory, tile)
         torch.bmm(position[p0:p1, i0:i1], self.positions(table, tile).transpose(1, 2), out=raw)
-        scores.baddbmm_(content[p0:p1, i0:i1], k[p0:p1, lo:hi].transpose(1, 2))
+        scores = _by_key(other, tile)
+        torch.baddbmm(shifted, content[p0:p1, i0:i1], k[p0:p1, lo:hi].transpose(1, 2), out=scores)
         self.hide(scores, tile)
-        return scores.softmax(-1, dtype=_wide(self.dtype)).to(self.dtype)
+        probs = _by_key(memory, tile)
+        if _wide(self.dtype) == self.dtype:
+            return torch.softmax(scores, -1, out=probs)
+        return probs.copy_(scores.softmax(-1, dtype=_wide(self.dtype)))
 
     def kept(self, tile: _Tile) -> Tensor:
         """A draw of the weights that dropout keeps, (P, m, n) of 0 and 1."""
@@ -212,6 +225,12 @@ def _forms(memory: Tensor, tile: _Tile) -> tuple[Tensor, Tensor]:
     pairs, m, n = tile.shape
     raw = memory[: pairs * m * (n + 1)].view(pairs, m, n + 1)
     return raw, raw.as_strided((pairs, m, n), (m * (n + 1), n, 1), m - 1)
+
+
+def _by_key(memory: Tensor, tile: _Tile) -> Tensor:
+    """A tile's memory as (P, m, n) without gaps."""
+    pairs, m, n = tile.shape
+    return memory[: pairs * m * n].view(pairs, m, n)
 
 
 def _biased(q: Tensor, bias: Tensor, scale: float) -> Tensor:
@@ -235,10 +254,10 @@ class _RelativeAttention(torch.autograd.Function):
         random_state = _random_state(q.device) if dropout_p else None
         content, position = _biased(q, content_bias, scale), _biased(q, position_bias, scale)
         keys, values, table = k.flatten(0, 1), v.flatten(0, 1), _descending(r)
-        memory = q.new_empty(plan.largest())
+        memory, other = plan.workspace(q, 2)
         out = torch.empty_like(content)
         for tile in plan.tiles():
-            probs = plan.probabilities(content, position, keys, table, tile, memory)
+            probs = plan.probabilities(content, position, keys, table, tile, memory, other)
             if dropout_p:
                 probs.mul_(plan.kept(tile))
             out[tile.p0 : tile.p1, tile.i0 : tile.i1] = torch.bmm(probs, values[tile.p0 : tile.p1, tile.lo : tile.hi])
@@ -271,24 +290,27 @@ def _gradients(plan: _Plan, grad: Tensor, q, k, v, r, content_bias, position_bia
     grad = grad.flatten(0, 1).contiguous()
     content, position = _biased(q, content_bias, plan.scale), _biased(q, position_bias, plan.scale)
     keys, values, table = k.flatten(0, 1), v.flatten(0, 1), _descending(r)
-    memory, other = q.new_empty(plan.largest()), q.new_empty(plan.largest())
-    grad_k, grad_v, grad_r = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (keys, values, table))
+    memory, other, shifted = plan.workspace(q, 3)
+    make = torch.empty if plan.window is None else torch.zeros
+    grad_k, grad_v = (make(x.shape, dtype=wide, device=x.device) for x in (keys, values))
+    grad_r = torch.zeros(table.shape, dtype=wide, device=q.device)
     grad_content, grad_position = (torch.empty(content.shape, dtype=wide, device=q.device) for _ in range(2))
     for tile in plan.tiles():
         p0, p1, i0, i1, lo, hi = tile
         some, here, there = slice(p0, p1), slice(i0, i1), slice(lo, hi)
-        probs = plan.probabilities(content, position, keys, table, tile, memory)
+        fresh = plan.window is None and hi == plan.keys  # nothing is in grad_k and grad_v yet
+        probs = plan.probabilities(content, position, keys, table, tile, memory, other)
         kept = plan.kept(tile).div_(1 - plan.dropout_p) if plan.dropout_p else None
-        by_distance, by_key = _forms(other, tile)
+        of_probs = torch.bmm(grad[some, here], values[some, there].transpose(1, 2), out=_by_key(other, tile))
+        if kept is not None:
+            of_probs.mul_(kept)
+        by_distance, by_key = _forms(shifted, tile)
         by_distance.flatten(1)[:, : i1 - i0 - 1] = 0  # all that the other form does not reach
         by_distance[:, -1, -1] = 0
-        torch.bmm(grad[some, here], values[some, there].transpose(1, 2), out=by_key)
-        if kept is not None:
-            by_key.mul_(kept)
-        by_key.sub_(share[some, here]).mul_(probs)
+        torch.mul(of_probs.sub_(share[some, here]), probs, out=by_key)
         used = probs if kept is None else probs.mul_(kept)
-        _add_product(grad_v[some, there], used.transpose(1, 2), grad[some, here])
-        _add_product(grad_k[some, there], by_key.transpose(1, 2), content[some, here])
+        _add_product(grad_v[some, there], used.transpose(1, 2), grad[some, here], fresh)
+        _add_product(grad_k[some, there], by_key.transpose(1, 2), content[some, here], fresh)
         grad_content[some, here] = torch.bmm(by_key, keys[some, there])
         grad_position[some, here] = torch.bmm(by_distance, plan.positions(table, tile))
         if p1 - p0 > plan.heads:
@@ -301,9 +323,14 @@ def _gradients(plan: _Plan, grad: Tensor, q, k, v, r, content_bias, position_bia
     return tuple(x.to(plan.dtype) for x in (*grads, grad_content.sum((0, 2)), grad_position.sum((0, 2))))
 
 
-def _add_product(total: Tensor, one: Tensor, two: Tensor) -> None:
-    """total += one @ two, total being fp32 or better."""
-    if total.dtype == one.dtype:
+def _add_product(total: Tensor, one: Tensor, two: Tensor, fresh: bool = False) -> None:
+    """total += one @ two, total being fp32 or better; ``fresh``: there is nothing in it yet."""
+    if fresh:
+        if total.dtype == one.dtype:
+            torch.bmm(one, two, out=total)
+        else:
+            total.copy_(torch.bmm(one, two))
+    elif total.dtype == one.dtype:
         total.baddbmm_(one, two)
     else:
         total.add_(torch.bmm(one, two))
