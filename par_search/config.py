@@ -1,0 +1,171 @@
+"""Flags of the models ``par_lm`` and ``par_supernet``, and the sizes behind their architectures."""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional
+
+from fairseq import utils
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from omegaconf import II
+
+from par_search.layout import RULES
+
+
+@dataclass
+class ParConfig(FairseqDataclass):
+    """What both models have."""
+
+    decoder_blocks: int = field(
+        default=0, metadata={"help": "blocks, each of one kind (0: as many as --layout has, or 32)"}
+    )
+    decoder_embed_dim: int = field(default=512, metadata={"help": "width of the model"})
+    decoder_ffn_embed_dim: int = field(default=2048, metadata={"help": "feed-forward width"})
+    decoder_attention_heads: int = field(default=8, metadata={"help": "attention heads"})
+    decoder_head_dim: int = field(default=0, metadata={"help": "width of a head (0: --decoder-embed-dim / heads)"})
+    mem_len: int = field(
+        default=192,
+        metadata={"help": "tokens that attention remembers from before a block (evaluation: --eval-mem-len)"},
+    )
+    same_length: bool = field(
+        default=False, metadata={"help": "every token sees --mem-len tokens, itself among them, wherever it stands"}
+    )
+    clamp_len: int = field(default=-1, metadata={"help": "farther tokens count as this far (-1: no limit)"})
+    cache_memory: ChoiceEnum(["hidden", "keys"]) = field(  # type: ignore[valid-type]
+        default="hidden",
+        metadata={
+            "help": "what is remembered. hidden: inputs of attention, whose keys and values are made anew (published); "
+            "keys: keys and values: the same numbers in evaluation, faster (in training those of earlier weights)"
+        },
+    )
+    dropout: float = field(default=0.1, metadata={"help": "dropout on embeddings, positions and block outputs"})
+    attention_dropout: float = field(default=0.0, metadata={"help": "dropout on attention weights"})
+    activation_dropout: float = field(default=0.0, metadata={"help": "dropout after the feed-forward activation"})
+    activation_fn: ChoiceEnum(utils.get_available_activation_fns()) = field(  # type: ignore[valid-type]
+        default="relu", metadata={"help": "activation of feed-forward blocks"}
+    )
+    decoder_normalize_before: bool = field(
+        default=False, metadata={"help": "LayerNorm before each block and at the end, not after each block"}
+    )
+    init_std: float = field(default=0.02, metadata={"help": "standard deviation of initial weights of blocks"})
+    adaptive_softmax_cutoff: Optional[str] = field(
+        default=None,
+        metadata={"help": "ids at which tails begin, separated by commas (scripts/optimal_cutoffs.py); none: softmax"},
+    )
+    adaptive_softmax_dropout: float = field(default=0.0, metadata={"help": "dropout on its input, and inside tails"})
+    adaptive_softmax_factor: float = field(default=4.0, metadata={"help": "each tail is so many times narrower"})
+    adaptive_input: bool = field(default=False, metadata={"help": "embeddings of rare types are narrower too"})
+    adaptive_input_cutoff: Optional[str] = field(
+        default=None, metadata={"help": "ids at which they narrow (default: --adaptive-softmax-cutoff)"}
+    )
+    adaptive_input_factor: float = field(default=4.0, metadata={"help": "so many times each"})
+    tie_adaptive_weights: bool = field(
+        default=False, metadata={"help": "adaptive softmax and adaptive input share their embeddings"}
+    )
+    tie_adaptive_proj: bool = field(default=False, metadata={"help": "and the projections of tails"})
+    share_decoder_input_output_embed: bool = field(
+        default=False, metadata={"help": "softmax and input share their embeddings (without adaptive ones)"}
+    )
+    cpu_bf16: bool = field(
+        default=False,
+        metadata={"help": "on CPU compute in bfloat16 (autocast; weights, choices and loss stay fp32)"},
+    )
+    tokens_per_sample: int = II("task.tokens_per_sample")
+
+
+@dataclass
+class ParLMConfig(ParConfig):
+    """``par_lm`` is these defaults, a plain Transformer-XL; see :data:`ARCHITECTURES` for the others."""
+
+    layout: str = field(
+        default="",
+        metadata={"help": "what each block is: a (attention), f (feed-forward), i (nothing); e.g. affaff"},
+    )
+    layout_rule: ChoiceEnum(RULES) = field(  # type: ignore[valid-type]
+        default="interleaved",
+        metadata={
+            "help": "without --layout. interleaved: afaf..., a plain Transformer-XL; par: one block in --par-ratio is "
+            "attention, in the first two thirds; sandwich: a^k (af)^(n-k) f^k"
+        },
+    )
+    par_ratio: float = field(default=5.0, metadata={"help": "blocks for each attention block of --layout-rule par"})
+    sandwich_coefficient: int = field(default=0, metadata={"help": "k of --layout-rule sandwich"})
+
+
+@dataclass
+class SupernetConfig(ParConfig):
+    """``par_supernet``: the kind of each block is learned."""
+
+    straight_through: bool = field(
+        default=False, metadata={"help": "a block's output in training is that of one kind, its gradient the mixture's"}
+    )
+    tau_start: float = field(default=5.0, metadata={"help": "temperature of the mixture before the first update"})
+    tau_end: float = field(default=0.1, metadata={"help": "temperature after --tau-updates updates"})
+    tau_schedule: ChoiceEnum(["exponential", "linear"]) = field(  # type: ignore[valid-type]
+        default="exponential", metadata={"help": "how the temperature goes from one to the other"}
+    )
+    tau_updates: int = field(default=0, metadata={"help": "updates that this takes (0: --max-update)"})
+    supernet_eval: ChoiceEnum(["argmax", "mixture"]) = field(  # type: ignore[valid-type]
+        default="argmax",
+        metadata={
+            "help": "outside training. argmax: each block is what it most probably is, and nothing else is computed; "
+            "mixture: the mean of the kinds by their probabilities"
+        },
+    )
+    max_update: int = II("optimization.max_update")
+
+
+_WT103 = "20000,40000,200000"
+_BASE: Dict[str, Any] = {  # Transformer-XL base of NVIDIA, on which the paper builds
+    "decoder_blocks": 32,
+    "adaptive_softmax_cutoff": _WT103,
+    "adaptive_softmax_factor": 1.0,
+    "adaptive_input": True,
+    "adaptive_input_factor": 1.0,
+    "tie_adaptive_weights": True,
+    "tie_adaptive_proj": True,
+}
+_LARGE: Dict[str, Any] = {
+    "decoder_blocks": 36,
+    "decoder_embed_dim": 1024,
+    "decoder_ffn_embed_dim": 4096,
+    "decoder_attention_heads": 16,
+    "mem_len": 384,
+    "dropout": 0.2,
+    "attention_dropout": 0.2,
+    "adaptive_softmax_cutoff": _WT103,
+    "adaptive_input": True,
+    "tie_adaptive_weights": True,
+    "tie_adaptive_proj": True,
+}
+_CHARACTERS: Dict[str, Any] = {"decoder_blocks": 24, "mem_len": 512}
+_SMALL: Dict[str, Any] = {  # the published code's benchmark on WikiText-2
+    "decoder_blocks": 6,
+    "decoder_embed_dim": 128,
+    "decoder_ffn_embed_dim": 1024,
+    "decoder_attention_heads": 4,
+    "mem_len": 16,
+    "adaptive_softmax_cutoff": "250,2500",
+}
+_TINY: Dict[str, Any] = {
+    "decoder_blocks": 6,
+    "decoder_embed_dim": 64,
+    "decoder_ffn_embed_dim": 256,
+    "decoder_attention_heads": 4,
+    "mem_len": 32,
+    "dropout": 0.0,
+}
+_SIZES: Dict[str, Dict[str, Any]] = {
+    "wt103_base": _BASE,
+    "wt103_large": _LARGE,
+    "enwik8": _CHARACTERS,
+    "text8": _CHARACTERS,
+    "small": _SMALL,
+    "tiny": _TINY,
+}
+
+# what each --arch changes in ParLMConfig or SupernetConfig; configs/*.yaml hold the same sizes for fairseq-hydra-train
+ARCHITECTURES: Dict[str, Dict[str, Any]] = {
+    **{f"par_lm_{size}": {**values, "layout_rule": "par"} for size, values in _SIZES.items()},
+    **{f"par_lm_txl_{size}": values for size, values in _SIZES.items()},
+    **{f"par_supernet_{size}": values for size, values in _SIZES.items()},
+}
+ARCHITECTURES["par_lm_tiny"]["par_ratio"] = ARCHITECTURES["par_lm_small"]["par_ratio"] = 3.0

@@ -1,0 +1,297 @@
+"""Transformer-XL as a chain of single blocks: attention where the layout says so, with memory there only.
+
+Shapes: B batch, T tokens, M remembered tokens, C width, V types. Masks: True = pad; pads stand at the right, where
+causality hides them (rows that are left-padded are moved first).
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fairseq.models import FairseqIncrementalDecoder
+from fairseq.modules import AdaptiveInput
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+
+from fairseq_efficient.errors import UserError
+from fairseq_efficient.modules.relative_self_attention import sinusoids
+from fairseq_efficient.precision import cpu_bf16_autocast
+from fairseq_efficient.state import WindowCache
+from par_search.adaptive import ExactAdaptiveSoftmax, reset_embedding
+from par_search.blocks import AttentionBlock, BlockOptions, FeedForwardBlock, Reach
+
+ANY_LENGTH = 1_000_000
+LEAST_POSITIONS = 1024  # in the table; more are computed when they are needed
+Chain = list[tuple[int | None, Any]]  # blocks in order; attention with its place in the memory
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """Plain values of the flags; see :mod:`par_search.config`."""
+
+    block: BlockOptions
+    mem_len: int = 0
+    same_length: bool = False
+    tokens: int = 0  # of a block in training, 0 if unknown
+    cutoffs: tuple[int, ...] = ()
+    softmax_factor: float = 4.0
+    softmax_dropout: float = 0.0
+    input_cutoffs: tuple[int, ...] = ()
+    input_factor: float = 4.0
+    tie_weights: bool = False
+    tie_projections: bool = False
+    cpu_bf16: bool = False
+
+
+@dataclass
+class DecodingState:
+    """Keys and values of the attention blocks in order, one row per hypothesis, and how many tokens were read."""
+
+    caches: list[WindowCache]
+    seen: int = 0
+
+    def reorder(self, new_order: Tensor) -> None:
+        """Row i becomes what row ``new_order[i]`` was; rows may repeat, move or go."""
+        for cache in self.caches:
+            cache.reorder(new_order)
+
+    def size_bytes(self) -> int:
+        return sum(cache.size_bytes() for cache in self.caches)
+
+
+class BlockDecoder(FairseqIncrementalDecoder):
+    """What the language model and the supernet share: all but the blocks. See :class:`ParDecoder`."""
+
+    def __init__(self, dictionary: Any, options: DecoderOptions):
+        super().__init__(dictionary)
+        o = self.options = options
+        dim, types = o.block.dim, len(dictionary)
+        self.pad: int = dictionary.pad()
+        self.scale = dim**0.5
+        adaptive = None
+        if o.input_cutoffs:
+            adaptive = AdaptiveInput(types, self.pad, dim, o.input_factor, dim, list(o.input_cutoffs))
+        self.embed_tokens: Any = adaptive or nn.Embedding(types, dim, self.pad)
+        if adaptive is None:
+            reset_embedding(self.embed_tokens)
+        self.layer_norm = nn.LayerNorm(dim) if o.block.normalize_before else None
+        self.output_projection: Any = None
+        if o.cutoffs:
+            self.adaptive_softmax: Any = ExactAdaptiveSoftmax(
+                types, dim, list(o.cutoffs), o.softmax_dropout, self.pad, factor=o.softmax_factor,
+                adaptive_inputs=adaptive if o.tie_weights else None, tie_proj=o.tie_projections,
+            )  # fmt: skip
+        else:
+            self.output_projection = nn.Linear(dim, types, bias=False)
+            nn.init.normal_(self.output_projection.weight, 0.0, dim**-0.5)
+            if o.tie_weights:
+                self.output_projection.weight = self.embed_tokens.weight
+        rows = max(o.mem_len + o.tokens, LEAST_POSITIONS)
+        self.register_buffer("position_table", sinusoids(rows, dim), persistent=False)
+        self.num_updates = 0
+
+    # --- which blocks -------------------------------------------------------------------------------------------
+
+    def chain(self, layout: str | None = None) -> Chain:
+        """The blocks that a token passes; ``layout`` is for a supernet."""
+        raise NotImplementedError
+
+    def attention_count(self) -> int:
+        """How many blocks attend outside training."""
+        raise NotImplementedError
+
+    def slots(self) -> list[AttentionBlock]:
+        """The attention block of each place in the memory."""
+        raise NotImplementedError
+
+    def run(
+        self, x: Tensor, memory: Sequence[Tensor] | None, reach: Reach, chain: Chain
+    ) -> tuple[Tensor, list[Tensor]]:
+        """x (B, T, C) through ``chain``; places of the memory that no block of it uses come back empty."""
+        slots = self.slots()
+        after: list[Tensor | None] = [None] * len(slots)
+        for slot, block in chain:
+            if slot is None:
+                x = block(x)
+            else:
+                x, after[slot] = block(x, None if memory is None else memory[slot], reach)
+        kept = [slots[i].no_memory(x.size(0)) if one is None else one for i, one in enumerate(after)]
+        return x, kept
+
+    # --- whole blocks of tokens ---------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: Any = None,
+        incremental_state: Any = None,
+        memory: Sequence[Tensor] | None = None,
+        memory_length: int | None = None,
+        layout: str | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Logits (B, T, V) for the token after each, and extras. With adaptive softmax: its input (B, T, C).
+
+        Args:
+            prev_output_tokens: (B, T). With ``incremental_state``: all tokens so far, of which the first call reads
+                all, and later calls those that are new; rows of the result are of the tokens read.
+            memory: what ``extras["memory"]`` was for the tokens before; see :mod:`par_search.blocks`.
+            memory_length: tokens to remember, instead of ``--mem-len``.
+            layout: of a supernet, what each block is, instead of what it learned.
+
+        Returns:
+            logits, and ``attn``, ``memory``.
+        """
+        with cpu_bf16_autocast(self.options.cpu_bf16, prev_output_tokens.device):
+            if incremental_state is not None:
+                return self.output_layer(self._incremental(prev_output_tokens, incremental_state)), {"attn": [None]}
+            tokens, back = self._left_aligned(prev_output_tokens)
+            x, kept = self.extract(tokens, memory, memory_length, layout)
+            if back is not None:
+                x = x.gather(1, back.unsqueeze(-1).expand_as(x))
+            return self.output_layer(x), {"attn": [None], "memory": kept}
+
+    def _left_aligned(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens with all pads at the right, and where each has gone to; nothing is done where none is at the left.
+
+        The trainer's batches are never left-padded, so a GPU is not asked in training.
+        """
+        padding_mask = tokens.eq(self.pad)
+        if (self.training and tokens.is_cuda) or not bool(padding_mask[:, :1].any()):
+            return tokens, None
+        order = padding_mask.to(torch.uint8).argsort(dim=1, stable=True)
+        return tokens.gather(1, order), order.argsort(1)
+
+    def extract(
+        self,
+        tokens: Tensor,
+        memory: Sequence[Tensor] | None = None,
+        memory_length: int | None = None,
+        layout: str | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """States (B, T, C) that :meth:`output_layer` reads, and the memory that they leave."""
+        length = self.options.mem_len if memory_length is None else memory_length
+        remembered = max((one.size(-2) for one in memory), default=0) if memory is not None else 0
+        x = self._embed(tokens)
+        window = length if self.options.same_length and length else None
+        reach = Reach(self._positions(remembered + tokens.size(1), x), length, window)
+        x, kept = self.run(x, memory, reach, self.chain(layout))
+        return self._end(x), kept
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return dropout(self.embed_tokens(tokens) * self.scale, self.options.block.dropout, self.training)
+
+    def _positions(self, count: int, like: Tensor) -> Tensor:
+        table: Tensor = self.position_table
+        if table.size(0) < count or like.dtype == torch.float64:
+            table = sinusoids(
+                count, self.options.block.dim, like.device, torch.promote_types(like.dtype, torch.float32)
+            )
+        return dropout(table[:count].to(like.dtype), self.options.block.dropout, self.training)
+
+    def _end(self, x: Tensor) -> Tensor:
+        return x if self.layer_norm is None else self.layer_norm(x)
+
+    def output_layer(self, features: Tensor, **_: Any) -> Tensor:
+        """(B, T, C) -> logits (B, T, V); unchanged if an adaptive softmax reads them."""
+        return features if self.adaptive_softmax is not None else self.output_projection(features)
+
+    # --- incremental decoding -----------------------------------------------------------------------------------
+
+    def _incremental(self, tokens: Tensor, incremental_state: Any) -> Tensor:
+        state: DecodingState | None = self.get_incremental_state(incremental_state, "blocks")
+        chain = self.chain()
+        if state is None:
+            o = self.options
+            window = o.mem_len if o.same_length and o.mem_len else o.mem_len + 1
+            state = DecodingState([WindowCache(window=window) for slot, _ in chain if slot is not None])
+            self.set_incremental_state(incremental_state, "blocks", state)
+            if tokens.size(1) > 1:
+                return self._prefill(tokens, state, chain)
+        new = [self._step(tokens[:, place], state, chain) for place in range(state.seen, tokens.size(1))]
+        return torch.stack(new, 1)
+
+    def _prefill(self, tokens: Tensor, state: DecodingState, chain: Chain) -> Tensor:
+        """Read tokens (R, n) without pads at once; each sees what it would see if they came one by one."""
+        x = self._embed(tokens)
+        reach = Reach(self._positions(tokens.size(1), x))
+        caches = iter(state.caches)
+        for slot, block in chain:
+            x = block(x) if slot is None else block.fill(x, reach, next(caches))
+        state.seen = tokens.size(1)
+        return self._end(x)
+
+    def _step(self, tokens: Tensor, state: DecodingState, chain: Chain) -> Tensor:
+        """Read one token per row (R,); states (R, C)."""
+        x = self._embed(tokens)
+        caches = iter(state.caches)
+        for slot, block in chain:
+            x = block(x) if slot is None else block.step(x, next(caches))
+        state.seen += 1
+        return self._end(x)
+
+    def reorder_incremental_state(self, incremental_state: Any, new_order: Tensor) -> None:
+        state: DecodingState | None = self.get_incremental_state(incremental_state, "blocks")
+        if state is not None:
+            state.reorder(new_order)
+
+    # --- what fairseq asks --------------------------------------------------------------------------------------
+
+    def set_num_updates(self, num_updates: int) -> None:
+        self.num_updates = num_updates
+
+    def max_positions(self) -> int:
+        """No limit: positions are relative."""
+        return ANY_LENGTH
+
+
+class ParDecoder(BlockDecoder):
+    """Language model over tokens (B, T) whose blocks are what ``layout`` says; memory for attention blocks only."""
+
+    def __init__(self, dictionary: Any, options: DecoderOptions, layout: str):
+        super().__init__(dictionary, options)
+        self.layout = layout
+        kinds = {"a": AttentionBlock, "f": FeedForwardBlock}
+        self.blocks = nn.ModuleList(kinds[kind](options.block) if kind in kinds else nn.Identity() for kind in layout)
+
+    def chain(self, layout: str | None = None) -> Chain:
+        if layout is not None:
+            raise ValueError("the layout of a par_lm is fixed")
+        slot = itertools.count()
+        pairs = zip(self.blocks, self.layout, strict=True)
+        return [(next(slot) if kind == "a" else None, block) for block, kind in pairs if kind != "i"]
+
+    def slots(self) -> list[AttentionBlock]:
+        return [block for block in self.blocks if isinstance(block, AttentionBlock)]
+
+    def attention_count(self) -> int:
+        return self.layout.count("a")
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> dict[str, Any]:
+        """UserError for the weights of other blocks."""
+        found = layout_of(state_dict, name)
+        if found is None:
+            raise UserError(
+                "the checkpoint holds a par_supernet, not a par_lm: derive a layout first (scripts/derive_layout.py)"
+            )
+        if found.rstrip("i") != self.layout.rstrip("i"):
+            raise UserError(
+                f"the checkpoint holds the layout {found}, the model has {self.layout}: say --layout {found}"
+            )
+        return state_dict
+
+
+def layout_of(state_dict: dict[str, Any], name: str = "decoder") -> str | None:
+    """The layout of a par_lm's weights (identity blocks at its end leave no trace); None for a par_supernet."""
+    kinds: dict[int, str] = {}
+    prefix = f"{name}.blocks."
+    for key in state_dict:
+        if key.startswith(prefix):
+            number, part = key.removeprefix(prefix).split(".")[:2]
+            if part in ("attention", "feed_forward"):
+                return None
+            if part in ("self_attn", "fc1"):
+                kinds[int(number)] = "a" if part == "self_attn" else "f"
+    return "".join(kinds.get(number, "i") for number in range(max(kinds, default=-1) + 1))

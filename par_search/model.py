@@ -1,0 +1,189 @@
+"""The models ``par_lm`` and ``par_supernet``: flags to parts, with one line for each mistake."""
+
+import math
+from typing import Any
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model
+
+from fairseq_efficient.errors import UserError
+from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach
+from fairseq_efficient.plugin.flat_config import complete_config, with_defaults
+from fairseq_efficient.precision import round_linear_weights_
+from par_search.adaptive import check_widths, parse_cutoffs
+from par_search.blocks import BlockOptions
+from par_search.config import ARCHITECTURES, ParConfig, ParLMConfig, SupernetConfig
+from par_search.decoder import BlockDecoder, DecoderOptions, ParDecoder
+from par_search.layout import DEFAULT_BLOCKS, build_layout
+from par_search.supernet import SupernetDecoder, Temperature
+
+
+class BlockLanguageModel(StreamLanguageModel):
+    """A language model over a stream whose decoder is a chain of blocks."""
+
+    arch = ""
+    config: type = ParConfig
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        gen_parser_from_dataclass(parser, cls.config(), delete_default=False)
+        parser.set_defaults(**ARCHITECTURES.get(cls.arch, {}))  # see flat_config
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "BlockLanguageModel":
+        """Raises UserError for flags that are out of range or cannot work together."""
+        cfg = complete_config(cfg, getattr(cls, "__dataclass"))
+        return cls(cls.build_decoder(cfg, task.source_dictionary))
+
+    @classmethod
+    def build_decoder(cls, cfg: Any, dictionary: Any) -> BlockDecoder:
+        raise NotImplementedError
+
+    def memory_reach(self, tokens: int, memory_length: int | None = None) -> int:
+        length = self.decoder.options.mem_len if memory_length is None else memory_length
+        return layers_reach(self.decoder.attention_count(), length, tokens)
+
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        super().prepare_for_inference_(cfg)
+        if self.decoder.options.cpu_bf16 and next(self.parameters()).device.type == "cpu":
+            round_linear_weights_(self)
+
+
+@register_model("par_lm", dataclass=ParLMConfig)
+class ParLanguageModel(BlockLanguageModel):
+    """Transformer-XL with attention where the layout has it (Mandava et al. 2020, arXiv 2009.04534)."""
+
+    arch = "par_lm"
+    config = ParLMConfig
+
+    @classmethod
+    def build_decoder(cls, cfg: Any, dictionary: Any) -> ParDecoder:
+        rule = (str(cfg.layout_rule), cfg.decoder_blocks, cfg.par_ratio, cfg.sandwich_coefficient)
+        return ParDecoder(dictionary, decoder_options(cfg, dictionary), build_layout(cfg.layout or "", *rule))
+
+
+@register_model("par_supernet", dataclass=SupernetConfig)
+class SupernetLanguageModel(BlockLanguageModel):
+    """All layouts at once, to find the best one (section 2)."""
+
+    arch = "par_supernet"
+    config = SupernetConfig
+
+    @classmethod
+    def build_decoder(cls, cfg: Any, dictionary: Any) -> SupernetDecoder:
+        if cfg.decoder_blocks < 0:
+            raise UserError(f"--decoder-blocks {cfg.decoder_blocks}: must not be negative")
+        return SupernetDecoder(
+            dictionary,
+            decoder_options(cfg, dictionary),
+            cfg.decoder_blocks or DEFAULT_BLOCKS,
+            temperature(cfg),
+            cfg.straight_through,
+            str(cfg.supernet_eval) == "mixture",
+        )
+
+
+def temperature(cfg: Any) -> Temperature:
+    """UserError for a temperature that is not positive, or a schedule without end."""
+    for name in ("tau_start", "tau_end"):
+        value = getattr(cfg, name)
+        if not value > 0 or not math.isfinite(value):
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be greater than 0")
+    if cfg.tau_updates < 0:
+        raise UserError(f"--tau-updates {cfg.tau_updates}: must not be negative")
+    updates = cfg.tau_updates
+    if not updates:
+        known = isinstance(cfg.max_update, int) and cfg.max_update > 0
+        if not known and cfg.tau_start != cfg.tau_end:
+            raise UserError("--tau-updates is needed where --max-update does not end training")
+        updates = cfg.max_update if known else 1
+    return Temperature(cfg.tau_start, cfg.tau_end, updates, str(cfg.tau_schedule))
+
+
+def decoder_options(cfg: Any, dictionary: Any) -> DecoderOptions:
+    """Checked plain values of a complete :class:`ParConfig`."""
+    _check_ranges(cfg)
+    dim, heads = cfg.decoder_embed_dim, cfg.decoder_attention_heads
+    if not cfg.decoder_head_dim and dim % heads:
+        raise UserError(f"--decoder-attention-heads {heads} must divide --decoder-embed-dim {dim}")
+    if dim % 2:
+        raise UserError(f"--decoder-embed-dim {dim}: must be even (sines and cosines)")
+    if cfg.same_length and not cfg.mem_len:
+        raise UserError("--same-length needs --mem-len: without memory no token would see another")
+    cutoffs, input_cutoffs = _cutoffs(cfg, dictionary)
+    block = BlockOptions(
+        dim,
+        cfg.decoder_ffn_embed_dim,
+        heads,
+        cfg.decoder_head_dim or dim // heads,
+        cfg.dropout,
+        cfg.attention_dropout,
+        cfg.activation_dropout,
+        str(cfg.activation_fn),
+        cfg.decoder_normalize_before,
+        None if cfg.clamp_len < 0 else cfg.clamp_len,
+        str(cfg.cache_memory) == "keys",
+        cfg.init_std,
+    )
+    return DecoderOptions(
+        block,
+        cfg.mem_len,
+        cfg.same_length,
+        cfg.tokens_per_sample if isinstance(cfg.tokens_per_sample, int) else 0,
+        cutoffs,
+        cfg.adaptive_softmax_factor,
+        cfg.adaptive_softmax_dropout,
+        input_cutoffs,
+        cfg.adaptive_input_factor,
+        cfg.tie_adaptive_weights or cfg.share_decoder_input_output_embed,
+        cfg.tie_adaptive_proj,
+        cfg.cpu_bf16,
+    )
+
+
+def _check_ranges(cfg: Any) -> None:
+    for name, least in (("decoder_embed_dim", 2), ("decoder_ffn_embed_dim", 1), ("decoder_attention_heads", 1),
+                        ("decoder_head_dim", 0), ("mem_len", 0), ("clamp_len", -1)):  # fmt: skip
+        if getattr(cfg, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be at least {least}")
+    for name in ("dropout", "attention_dropout", "activation_dropout", "adaptive_softmax_dropout"):
+        if not 0 <= getattr(cfg, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be at least 0 and below 1")
+    if not cfg.init_std > 0:
+        raise UserError(f"--init-std {cfg.init_std}: must be greater than 0")
+
+
+def _cutoffs(cfg: Any, dictionary: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Cutoffs of softmax and input; UserError where they cannot be, or cannot be tied."""
+    types, pad, dim = len(dictionary), dictionary.pad(), cfg.decoder_embed_dim
+    softmax = parse_cutoffs("adaptive-softmax-cutoff", cfg.adaptive_softmax_cutoff, types, pad)
+    inputs = parse_cutoffs("adaptive-input-cutoff", cfg.adaptive_input_cutoff, types, pad)
+    if inputs and not cfg.adaptive_input:
+        raise UserError("--adaptive-input-cutoff needs --adaptive-input")
+    inputs = (inputs or softmax) if cfg.adaptive_input else []
+    if cfg.adaptive_input and not inputs:
+        raise UserError("--adaptive-input needs --adaptive-input-cutoff or --adaptive-softmax-cutoff")
+    check_widths(dim, cfg.adaptive_softmax_factor, len(softmax) + 1, "adaptive-softmax-factor")
+    check_widths(dim, cfg.adaptive_input_factor, len(inputs) + 1, "adaptive-input-factor")
+    if cfg.tie_adaptive_proj and not cfg.tie_adaptive_weights:
+        raise UserError("--tie-adaptive-proj needs --tie-adaptive-weights")
+    if cfg.tie_adaptive_weights:
+        same = inputs == softmax and cfg.adaptive_input_factor == cfg.adaptive_softmax_factor
+        if not softmax or not inputs or not same:
+            raise UserError("--tie-adaptive-weights needs adaptive softmax and input of the same cutoffs and factor")
+    if cfg.share_decoder_input_output_embed and (softmax or inputs):
+        raise UserError("--share-decoder-input-output-embed is for a full softmax: say --tie-adaptive-weights")
+    return tuple(softmax), tuple(inputs)
+
+
+def _register_architectures() -> None:
+    """Each architecture is a registered model of its own, as in ``deep_pyramidion.model``."""
+    for arch, values in ARCHITECTURES.items():
+        base: Any = SupernetLanguageModel if arch.startswith("par_supernet") else ParLanguageModel
+        name = "".join(part.title() for part in arch.split("_"))
+        config = with_defaults(base.config, f"{name}Config", values)
+        model = type(f"{name}Model", (base,), {"__module__": __name__, "__doc__": f"``--arch {arch}``", "arch": arch})
+        register_model(arch, dataclass=config)(model)
+
+
+_register_architectures()

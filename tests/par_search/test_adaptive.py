@@ -1,0 +1,141 @@
+"""Adaptive softmax and input: normalised rows, exact losses by both criteria, cutoffs as the flags give them."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fairseq.criterions.adaptive_loss import AdaptiveLoss
+from torch import Tensor
+
+from fairseq_efficient.errors import UserError
+from par_search.adaptive import parse_cutoffs
+from tests.par_search.helpers import ADAPTIVE, TIED, par_lm, task, tokens
+from tests.util import assert_close
+
+KINDS = [ADAPTIVE, TIED, {**TIED, "tie_adaptive_proj": True}, {**ADAPTIVE, "adaptive_softmax_factor": 1.0}]
+EVERY = torch.arange(34).view(2, 17)  # each type is a target once, specials too
+
+
+def stock_loss(model: Any, sample: dict[str, Any]) -> Tensor:
+    return AdaptiveLoss(task(), False)(model, sample)[0]
+
+
+@pytest.mark.parametrize("flags", KINDS, ids=str)
+def test_rows_are_normalised_whatever_the_target(flags: dict[str, Any]):
+    model = par_lm(**flags)
+    net_output = model(tokens(2, 17))
+    for sample in (None, {"target": EVERY}):
+        for log in (True, False):
+            found = model.get_normalized_probs(net_output, log_probs=log, sample=sample)
+            found = found.exp() if log else found
+            assert found.shape == (2, 17, 34)
+            assert_close(found.sum(-1), torch.ones(2, 17, dtype=torch.float64), 1e-12)
+
+
+@pytest.mark.parametrize("flags", KINDS, ids=str)
+def test_losses_are_the_log_probabilities(flags: dict[str, Any]):
+    """Ours and fairseq's own criterion, for every type, also the one next to a tail's first; pads count nothing."""
+    model = par_lm(**flags)
+    net_output = model(tokens(2, 17))
+    every = -model.get_normalized_probs(net_output, log_probs=True).gather(2, EVERY.unsqueeze(2)).squeeze(2)
+    every = every.masked_fill(EVERY == model.decoder.pad, 0)
+    softmax = model.decoder.adaptive_softmax
+    assert_close(softmax.loss(net_output[0], EVERY, 1), every.sum(), 1e-9)
+    assert_close(softmax.loss(net_output[0], EVERY, reduce=False), every.flatten(), 1e-9)
+    sample = {"net_input": {"src_tokens": tokens(2, 17)}, "target": EVERY}
+    assert_close(stock_loss(model, sample).squeeze(), every.sum(), 1e-9)
+
+
+@pytest.mark.parametrize("flags", KINDS, ids=str)
+@pytest.mark.parametrize("targets", [[5, 6], [5, 12], [25, 30], [1, 1]], ids=str)
+def test_gradients_where_a_tail_has_no_target(flags: dict[str, Any], targets: list[int]):
+    model = par_lm(**flags)
+    target = torch.tensor([targets])
+    softmax = model.decoder.adaptive_softmax
+    states = torch.randn(1, 2, 16, dtype=torch.float64, requires_grad=True)
+    found = torch.autograd.grad(softmax.loss(states, target), [states, *softmax.parameters()], allow_unused=True)
+    log_probs = softmax.get_log_prob(states)
+    expected = -log_probs.gather(2, target.unsqueeze(2)).squeeze(2).masked_fill(target == 1, 0).sum()
+    others = torch.autograd.grad(expected, [states, *softmax.parameters()])
+    for one, other in zip(found, others, strict=True):
+        assert one is not None
+        assert_close(one, other, 1e-9)
+
+
+def test_a_tail_of_one_type():
+    model = par_lm(adaptive_softmax_cutoff="9,10", adaptive_softmax_factor=2.0)
+    sample = {"net_input": {"src_tokens": tokens(2, 17)}, "target": EVERY}
+    log_probs = model.get_normalized_probs(model(tokens(2, 17)), log_probs=True)
+    every = -log_probs.gather(2, EVERY.unsqueeze(2)).squeeze(2).masked_fill(EVERY == 1, 0)
+    assert_close(stock_loss(model, sample).squeeze(), every.sum(), 1e-9)
+
+
+def test_half_precision_is_normalised_in_fp32():
+    model = par_lm(double=False, **ADAPTIVE).bfloat16()
+    net_output = model(tokens(2, 17))
+    found = model.get_normalized_probs(net_output, log_probs=True)
+    assert found.dtype == torch.float32 and net_output[0].dtype == torch.bfloat16
+    assert_close(found.exp().sum(-1), torch.ones(2, 17), 1e-5)
+    assert model.decoder.adaptive_softmax.loss(net_output[0], EVERY).dtype == torch.float32
+
+
+def test_tied_embeddings_are_shared():
+    model = par_lm(**TIED)
+    softmax, inputs = model.decoder.adaptive_softmax, model.decoder.embed_tokens
+    assert softmax.head.word_proj.weight is inputs.embeddings[0][0].weight
+    assert softmax.tail[1][2].weight is inputs.embeddings[2][0].weight
+    model = par_lm(share_decoder_input_output_embed=True)
+    assert model.decoder.output_projection.weight is model.decoder.embed_tokens.weight
+
+
+def test_inputs_of_all_bands():
+    model = par_lm(adaptive_input=True, adaptive_input_cutoff="8,16", adaptive_input_factor=4.0)
+    inputs = model.decoder.embed_tokens
+    assert [one[0].weight.shape for one in inputs.embeddings] == [(8, 16), (8, 4), (18, 1)]
+    out = inputs(torch.arange(34))
+    assert_close(out[20], inputs.embeddings[2][1](inputs.embeddings[2][0].weight[4]), 1e-12)
+
+
+def test_cutoffs_are_read():
+    assert parse_cutoffs("x", "250, 2500", 5000, 1) == [250, 2500]
+    assert parse_cutoffs("x", None, 5000, 1) == [] == parse_cutoffs("x", " ", 5000, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"adaptive_softmax_cutoff": "20,9"}, "--adaptive-softmax-cutoff 20,9: expected rising ids"),
+        ({"adaptive_softmax_cutoff": "9,9"}, "expected rising ids"),
+        ({"adaptive_softmax_cutoff": "9,x"}, "expected rising ids"),
+        ({"adaptive_softmax_cutoff": ","}, "expected rising ids"),
+        ({"adaptive_softmax_cutoff": "9.5"}, "expected rising ids"),
+        ({"adaptive_softmax_cutoff": "1"}, "must be beyond the special symbols"),
+        ({"adaptive_softmax_cutoff": "9,34"}, "34 is beyond the dictionary, which has 34 types"),
+        ({"adaptive_softmax_cutoff": "9,20", "adaptive_softmax_factor": 0.5}, "--adaptive-softmax-factor 0.5"),
+        ({"adaptive_softmax_cutoff": "9,20,30", "adaptive_softmax_factor": 4.0}, "no channel left of 16"),
+        ({"adaptive_softmax_cutoff": "9,20,30", "adaptive_softmax_factor": math.nan}, "--adaptive-softmax-factor nan"),
+        ({"adaptive_input": True}, "--adaptive-input needs --adaptive-input-cutoff"),
+        ({"adaptive_input_cutoff": "9"}, "--adaptive-input-cutoff needs --adaptive-input"),
+        ({**ADAPTIVE, "tie_adaptive_weights": True}, "--tie-adaptive-weights needs adaptive softmax and input"),
+        ({**TIED, "adaptive_input_factor": 4.0}, "of the same cutoffs and factor"),
+        ({**TIED, "adaptive_input_cutoff": "9,21"}, "of the same cutoffs and factor"),
+        ({**TIED, "tie_adaptive_weights": False, "tie_adaptive_proj": True}, "--tie-adaptive-proj needs"),
+        ({**ADAPTIVE, "share_decoder_input_output_embed": True}, "is for a full softmax"),
+    ],
+    ids=str,
+)
+def test_mistakes_name_the_flag(flags: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        par_lm(**flags)
+
+
+def test_the_stock_criterion_takes_our_model():
+    """It looks for ``decoder.adaptive_softmax`` and counts targets without pads."""
+    model = par_lm(**ADAPTIVE)
+    target = EVERY.clone()
+    target[1, 9:] = 1
+    sample = {"net_input": {"src_tokens": tokens(2, 17)}, "target": target}
+    loss, size, log = AdaptiveLoss(SimpleNamespace(target_dictionary=task().target_dictionary), False)(model, sample)
+    assert size == log["ntokens"] == 17 - 1 + 9 and loss.requires_grad
