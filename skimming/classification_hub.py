@@ -13,8 +13,8 @@ from fairseq.data import data_utils
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.classification import Coder, Options
 from fairseq_efficient.text.classification_read import Labelled
+from fairseq_efficient.text.classification_rows import Coder
 from fairseq_efficient.text.subwords import find_tokenizer, read_subwords
 from fairseq_efficient.text.symbols import SPECIALS
 
@@ -92,8 +92,7 @@ class Classifier:
         table = self.subwords.table(symbols, f"{task.cfg.data}/input0/dict.txt")
         self.limit = min(task.cfg.max_positions, model.max_positions())
         separator = task.cfg.separator_token
-        options = Options(Path(), data.tokenizer, max_tokens=self.limit, separator=separator is not None)
-        self.coder = Coder(self.subwords, table, np.dtype(np.int64), options)
+        self.coder = Coder(self.subwords, table, np.dtype(np.int64), self.limit, separator is not None)
         self.before = [] if task.cfg.init_token is None else [task.cfg.init_token]
         self.between = [] if separator is None else [separator]
         self.counts = Counts()

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-import numpy as np
+import torch
 from fairseq import models
-from fairseq.data import Dictionary, data_utils
+from fairseq.data import Dictionary
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
@@ -85,8 +85,9 @@ class SkimSquadTask(FairseqTask):
             training=training,
         )
         if training and not self.cfg.no_shuffle:
-            with data_utils.numpy_seed(self.cfg.seed):
-                dataset.order = np.random.permutation(len(dataset)).tolist()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.cfg.seed)
+                dataset.order = torch.randperm(len(dataset)).tolist()
         logger.info(f"{split}: {len(data):,} questions, {len(dataset.question):,} windows")
         if dataset.cut_questions:
             limit = self.cfg.max_query_length

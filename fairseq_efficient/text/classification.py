@@ -7,10 +7,8 @@ fairseq's F1 and correlation want it, and its name stands in prepare.json. Score
 import array
 import contextlib
 import hashlib
-import itertools
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,12 +21,13 @@ from tqdm import tqdm
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.binarize import TokenWriter, batched, token_dtype
+from fairseq_efficient.text.classification_labels import Labels
 from fairseq_efficient.text.classification_read import Item, Labelled
+from fairseq_efficient.text.classification_rows import Coder
 from fairseq_efficient.text.holdout import split_lines, split_tokens, spread
 from fairseq_efficient.text.prepared import package_versions, sha256_or_none, staging, write_report
 from fairseq_efficient.text.reading import Bad, unusable
 from fairseq_efficient.text.subwords import (
-    Subwords,
     dictionary_beside,
     dictionary_text,
     find_tokenizer,
@@ -39,7 +38,6 @@ from fairseq_efficient.text.symbols import EOS, SPECIALS, UNK
 TOKENIZER = "tokenizer.json"
 _BATCH = 400_000  # characters encoded at a time
 _SHOWN = 20  # dropped lines that are named; all are counted
-_MANY = 1000
 
 
 @dataclass(frozen=True)
@@ -94,92 +92,7 @@ class Options:
         return {**self.inputs, **{name: getattr(self, name) for name in same}, **lists, **files}
 
 
-# --- labels --------------------------------------------------------------------------------------------------------
-
-
-def _natural(label: str) -> tuple[float, str]:
-    return (float(label), "") if re.fullmatch(r"-?\d+(\.\d+)?", label) else (math.inf, label)
-
-
-class Labels:
-    """Labels as numbers. Without given classes, those of train are learned, and fixed when another split begins."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.names = list(options.classes)
-        self.fixed = bool(options.classes) or options.regression
-        self._index = {name: number for number, name in enumerate(self.names)}
-
-    def number(self, label: str, where: str) -> float | Bad:
-        """The class's number or the score; Bad for a label out of range."""
-        if self.options.regression:
-            return self._score(label, where)
-        if label not in self._index:
-            if self.fixed or not label:
-                known = ", ".join(self.names)[:200]
-                return Bad(where, f"label {label!r} is not one of {known}" if label else "no label")
-            if len(self.names) == _MANY:
-                raise UserError(f"{where}: more than {_MANY:,} different labels; are they scores (--regression)?")
-            self._index[label] = len(self.names)
-            self.names.append(label)
-        return self._index[label]
-
-    def _score(self, label: str, where: str) -> float | Bad:
-        try:
-            score = float(label)
-        except ValueError:
-            return Bad(where, f"label {label!r} is not a number")
-        top = self.options.top
-        if not math.isfinite(score) or (top is not None and not 0 <= score <= top):
-            return Bad(where, f"label {label!r} is out of range" + ("" if top is None else f" (0 to {top:g})"))
-        return score if top is None else score / top
-
-    def fix(self) -> list[int] | None:
-        """Sort what was learned, numbers as numbers: the new number of each old one. UserError for a single class."""
-        if self.fixed:
-            return None
-        if len(self.names) < 2:
-            raise UserError(f"split train: all labels are {self.names[0]!r}; a classifier needs two classes")
-        order = sorted(self.names, key=_natural)
-        moved = [order.index(name) for name in self.names]
-        self.names, self._index, self.fixed = order, {name: i for i, name in enumerate(order)}, True
-        return moved
-
-
-# --- tokens --------------------------------------------------------------------------------------------------------
-
-
-class Coder:
-    """Texts -> rows of dictionary indices, EOS last, cut so that a row with its special tokens fits.
-
-    Pairs are cut longest first, ending with ``max_tokens - 3`` (4 with a separator) pieces in all.
-    """
-
-    def __init__(self, subwords: Subwords, table: np.ndarray, dtype: np.dtype, options: Options) -> None:
-        self.subwords, self.table, self.dtype = subwords, table, dtype
-        self.separator = subwords.kind != "WordPiece" if options.separator is None else options.separator
-        self.max_tokens = options.max_tokens
-
-    def encode(self, items: Sequence[Labelled]) -> list[tuple[list[np.ndarray], int]]:
-        """Rows of each item's texts, and how many tokens were cut off them."""
-        texts = list(itertools.chain.from_iterable(item.texts for item in items))
-        rows = iter([self.table[ids].astype(self.dtype) for ids in self.subwords.encode_ids(texts)])
-        return [self._fit([next(rows) for _ in item.texts]) for item in items]
-
-    def _fit(self, rows: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
-        end = self.dtype.type(EOS)
-        lengths = [len(row) for row in rows]
-        kept = longest_first(lengths, self.max_tokens - 1 - len(rows) - (len(rows) == 2 and self.separator))
-        return [np.append(row[:size], end) for row, size in zip(rows, kept, strict=True)], sum(lengths) - sum(kept)
-
-
-def longest_first(lengths: Sequence[int], room: int) -> list[int]:
-    """Lengths of one row or two that fit into ``room``: tokens go one by one from the longer row (from the second, if
-    they are equal)."""
-    if len(lengths) == 1:
-        return [min(lengths[0], room)]
-    first, second = lengths
-    return [min(first, max(room - room // 2, room - second)), min(second, max(room // 2, room - first))]
+# --- splits --------------------------------------------------------------------------------------------------------
 
 
 class SplitWriter:
@@ -267,7 +180,7 @@ class _Run:
     """The splits being written; bad items stop the run, or are dropped and counted."""
 
     def __init__(self, names: list[str], out: Path, coder: Coder, options: Options, stack: contextlib.ExitStack):
-        self.options, self.labels = options, Labels(options)
+        self.options, self.labels = options, Labels(options.classes, options.regression, options.top)
         self.splits = {name: stack.enter_context(SplitWriter(name, out, coder, options.keep_text)) for name in names}
         self.coder, self.last = coder, ""
 
@@ -392,7 +305,8 @@ def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Optio
     symbols, content = dictionary_beside(options.tokenizer, subwords, options.dict_file)
     content = content or dictionary_text(symbols).encode()
     table = subwords.table(symbols, str(options.dict_file or find_tokenizer(options.tokenizer).with_name("dict.txt")))
-    coder = Coder(subwords, table, token_dtype(len(symbols) + len(SPECIALS) + 1), options)
+    dtype = token_dtype(len(symbols) + len(SPECIALS) + 1)
+    coder = Coder(subwords, table, dtype, options.max_tokens, options.separator)
     with staging(options.destination) as out:
         with contextlib.ExitStack() as stack:
             run = _Run(names, out, coder, options, stack)
