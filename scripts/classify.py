@@ -69,7 +69,7 @@ def read(path: Path | None, inputs: int) -> Iterator[tuple[str, ...]]:
         raise UserError(f"--input {path}: {err.strerror}") from None
     with stream:
         for number, raw in enumerate(stream, start=1):
-            line = decode_line(raw, f"{name}:{number}")
+            line = decode_line(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, f"{name}:{number}")
             if isinstance(line, Bad):
                 raise line.error()
             texts = tuple(line.text.split("\t")) if inputs == 2 else (line.text,)

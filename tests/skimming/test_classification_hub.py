@@ -145,6 +145,7 @@ def test_command(single: Path, run: Any) -> None:
     kept = float(re.search(r"([\d.]+)% of the tokens kept", out)[1])  # type: ignore[index]
     assert kept == pytest.approx(100 / 5, abs=0.05)  # the first of five tokens
     assert "0 texts in" in run(single, text="")
+    assert run(single, text="\ufeffgood").split("\t")[:2] == run(single, text="good").split("\t")[:2]
 
 
 def test_stock_roberta(single: Path, run: Any) -> None:
