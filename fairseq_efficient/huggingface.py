@@ -72,9 +72,15 @@ def _number(config: dict[str, Any], name: str, path: Path, least: float = 1) -> 
     return value
 
 
+def kind_of(config: dict[str, Any]) -> Any:
+    """The model's type; old files of BERT name only the class."""
+    classes = " ".join(map(str, config.get("architectures") or ()))
+    return config.get("model_type") or ("bert" if classes.startswith("Bert") else None)
+
+
 def read_shape(config: dict[str, Any], path: Path) -> Shape:
     """Sizes of a config.json. UserError for a model that fairseq's RoBERTa cannot be."""
-    kind = config.get("model_type")
+    kind = kind_of(config)
     if kind not in MODEL_TYPES:
         raise UserError(f"{path}: model_type {kind!r} is not one that is converted ({', '.join(MODEL_TYPES)})")
     for name, only in (("is_decoder", False), ("add_cross_attention", False), ("position_embedding_type", "absolute")):
@@ -140,7 +146,7 @@ def read_model(folder: Path) -> Source:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no {CONFIG}")
     config = _object(folder / CONFIG)
-    return Source(folder, config["model_type"], read_shape(config, folder / CONFIG), read_weights(folder), config)
+    return Source(folder, str(kind_of(config)), read_shape(config, folder / CONFIG), read_weights(folder), config)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

@@ -202,6 +202,13 @@ def test_old_names_and_masked_lm(tmp_path: Path) -> None:
     assert torch.equal(found["encoder.lm_head.layer_norm.weight"], extra["cls.predictions.transform.LayerNorm.gamma"])
     save_file(weights, source / "model.safetensors")
     assert_equal(load(tmp_path / "fs"), tmp_path / "fs", source, PAIR)
+    config = json.loads((source / "config.json").read_text())
+    del config["model_type"]
+    with pytest.raises(UserError, match="model_type None"):
+        (source / "config.json").write_text(json.dumps(config))
+        read_model(source)
+    (source / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    assert read_model(source).kind == "bert"
 
 
 def test_shards_and_half_precision(tmp_path: Path) -> None:

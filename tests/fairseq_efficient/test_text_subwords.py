@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.subwords import Subwords, dictionary_beside, read_subwords
@@ -149,6 +149,26 @@ def test_a_tokenizer_json_is_the_same(wordpiece: Subwords, tmp_path: Path) -> No
     offsets = again.encode_offsets(["  a film"])[0][1]
     assert offsets.tolist() == [[2, 3], [4, 8]]
     assert dictionary_beside(tmp_path / "m", again) == (again.dictionary(), None)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bytes"])
+def test_special_tokens_in_a_text_are_text(kind: str, tmp_path: Path) -> None:
+    """Also where a tokenizer.json lists them as special, and adds them, and cuts, and pads."""
+    names = ("[CLS]", "[SEP]", "[MASK]") if kind == "wordpiece" else ("<s>", "</s>", "<mask>")
+    plain = _SHARED[kind]
+    tokenizer = Tokenizer.from_str(plain.to_json())
+    tokenizer.add_special_tokens(list(names))
+    ids = [tokenizer.token_to_id(name) for name in names]
+    tokenizer.post_processor = processors.BertProcessing((names[1], ids[1]), (names[0], ids[0]))
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=9)
+    text = f"{names[0]} the good{names[1]} {names[2]}"
+    assert tokenizer.encode(text).ids[0] == ids[0] and len(tokenizer.encode(text).ids) == 9
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    subwords = read_subwords(tmp_path)
+    assert subwords.encode(text) == plain.encode(text) and len(subwords.encode(text)) > 3
+    assert not {"<s>", "</s>", "<mask>"} & set(subwords.encode(text))
+    assert np.array_equal(subwords.rows(), plain.rows())
 
 
 def test_holes_and_tokens_that_fairseq_cannot_read(tmp_path: Path) -> None:
