@@ -4,6 +4,7 @@ Nothing here changes fairseq; ``compat`` calls these functions from where it has
 """
 
 import argparse
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -75,11 +76,33 @@ def check_arguments(args: argparse.Namespace) -> None:
     if getattr(args, "bf16", False) and importlib.util.find_spec("torch_xla") is None:
         args.tpu = False
     training = hasattr(args, "max_update")
+    if not training:
+        name_fitting_criterion(args)
     check_values(vars(args).items())
     if not getattr(args, "tpu", False):
         check_precision(args, training)
         if training:
             check_world(args, args)
+
+
+def name_fitting_criterion(args: argparse.Namespace) -> None:
+    """``fairseq-validate --task sentence_prediction`` ends in an interpolation error of its configuration: the task
+    reads values of a criterion of its own, and the command line, which names none, has cross_entropy. The checkpoint's
+    is used in the end, so any that has these values will do.
+    """
+    from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
+    from fairseq.tasks import TASK_DATACLASS_REGISTRY
+
+    if not (hasattr(args, "task") and hasattr(args, "criterion")):
+        return
+    values = vars(TASK_DATACLASS_REGISTRY[args.task]()).values() if args.task in TASK_DATACLASS_REGISTRY else ()
+    texts = [str(value) for value in values if isinstance(value, str)]
+    wanted = {found[1] for text in texts if (found := re.fullmatch(r"\$\{criterion\.(\w+)\}", text))}
+    for name in (args.criterion, args.task, *sorted(CRITERION_DATACLASS_REGISTRY)):
+        has = CRITERION_DATACLASS_REGISTRY.get(name)
+        if has is not None and wanted <= {one.name for one in dataclasses.fields(has)}:
+            args.criterion = name
+            return
 
 
 def check_config(cfg: Any) -> None:

@@ -82,7 +82,7 @@ class SkimLoss:
         scale = size / max(len(counts.lengths), 1)
         ratio = counts.ratio()
         price = ratio if self.skim_target_ratio is None else (ratio - self.skim_target_ratio).square()
-        updates = getattr(model, "num_updates", None)
+        updates = getattr(model, "num_updates", None) if model.training else None  # validation losses are comparable
         loss = task_loss + linear(0.0, self.skim_lambda, self.skim_lambda_warmup, updates) * scale * price.sum()
         log["_task_loss"], log["_skim_loss"] = _double(task_loss), _double(ratio.sum())
         log["_skim_sentences"] = len(counts.lengths)
@@ -93,7 +93,7 @@ class SkimLoss:
         for name, (above, below) in extra["stats"].items():
             log[f"_{name}"], log[f"_{name}/of"] = _double(above), _double(below)
         log["loss"] = loss.detach()
-        self._watch(model, updates, counts)
+        self._watch(updates, counts)
         return loss
 
     def distance(self, logits: Tensor, taught: Tensor, sample: Any) -> Tensor:
@@ -103,9 +103,9 @@ class SkimLoss:
     def head_name(self) -> str:
         return str(getattr(self, "classification_head_name"))  # noqa: B009 (of the criterion this is mixed into)
 
-    def _watch(self, model: Any, updates: int | None, counts: Any) -> None:
-        """Warn, now and then in training, when nothing or everything is skipped."""
-        if not model.training or not updates or updates % WATCH_EVERY or updates == self._watched:
+    def _watch(self, updates: int | None, counts: Any) -> None:
+        """Warn, now and then in training (``updates`` are done), when nothing or everything is skipped."""
+        if not updates or updates % WATCH_EVERY or updates == self._watched:
             return
         self._watched = updates
         kept, lengths, protected = counts.counts(), counts.lengths, counts.protected

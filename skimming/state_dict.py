@@ -14,7 +14,8 @@ _HEADS = "classification_heads."
 
 
 def take_token_heads(model: Any, state: dict[str, Tensor], prefix: str) -> dict[str, dict[str, Tensor]]:
-    """Remove the heads that fairseq's reader does not know from ``state``: those without a hidden layer, there or here.
+    """Remove the heads that fairseq's reader trips over from ``state``: without a hidden layer, there or here (question
+    answering), or with spectral normalisation.
 
     Returns:
         head name -> weights by their names in the head.
@@ -22,7 +23,8 @@ def take_token_heads(model: Any, state: dict[str, Tensor], prefix: str) -> dict[
     start, taken, heads = prefix + _HEADS, {}, dict(model.classification_heads.items())
     for name in sorted({key[len(start) :].split(".")[0] for key in state if key.startswith(start)}):
         own = heads.get(name)
-        if f"{start}{name}.dense.weight" in state and (own is None or hasattr(own, "dense")):
+        common = all(f"{start}{name}.{part}.weight" in state for part in ("dense", "out_proj"))
+        if common and (own is None or hasattr(own, "dense")):
             continue
         keys = [key for key in state if key.startswith(f"{start}{name}.")]
         taken[name] = {key[len(f"{start}{name}.") :]: state.pop(key) for key in keys}
@@ -36,7 +38,7 @@ def put_token_heads(model: Any, state: dict[str, Tensor], prefix: str, heads: di
         if not known and model.args.load_checkpoint_heads and "dense.weight" not in weights:
             model.register_question_answering_head(name)
         own = model.classification_heads[name].state_dict() if name in model.classification_heads else {}
-        if own.keys() != weights.keys():
+        if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in weights.items()}:
             logger.warning("left out: head %s of the checkpoint, which this model does not have", name)
             continue
         state.update({f"{prefix}{_HEADS}{name}.{key}": value for key, value in weights.items()})

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fairseq_efficient.compat import NOISE
-from tests.util import make_pair_data, make_stream_data
+from tests.util import make_pair_data, make_sentence_data, make_stream_data
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,6 +45,12 @@ def stream_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def datasets(pair_data: Path, stream_data: Path) -> dict[str, Path]:
+def sentence_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny binarised sentences of two classes: 40 to train on, 16 each in valid and test."""
+    return make_sentence_data(tmp_path_factory.mktemp("sentence_data"))
+
+
+@pytest.fixture(scope="session")
+def datasets(pair_data: Path, stream_data: Path, sentence_data: Path) -> dict[str, Path]:
     """The data set of each kind that ``System.data`` names."""
-    return {"pairs": pair_data, "stream": stream_data}
+    return {"pairs": pair_data, "stream": stream_data, "sentences": sentence_data}

@@ -35,7 +35,7 @@ class System:
     user_dir: str
     arch: str
     flags: tuple[str, ...] = ()
-    data: str = "pairs"  # or "stream": which of conftest's data sets it trains on
+    data: str = "pairs"  # or "stream", "sentences": which of conftest's data sets it trains on
     noisy: bool = False  # draws random numbers in training that --dropout 0 does not turn off
 
     def __str__(self) -> str:
@@ -46,6 +46,10 @@ HOURGLASS = (
     "--model-config", "[1, (2,), 1]", "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "32",
     "--decoder-attention-heads", "2",
 )  # fmt: skip
+SKIM = (
+    "--encoder-layers", "2", "--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32",
+    "--encoder-attention-heads", "2", "--skim-predictor-dim", "8",
+)  # fmt: skip
 SYSTEMS = (
     System(
         "deep_pyramidion",
@@ -55,6 +59,9 @@ SYSTEMS = (
     System("dynamic_pooling", "dynamic_pooling_lm_entropy", HOURGLASS, data="stream"),
     System("dynamic_pooling", "dynamic_pooling_lm_gumbel_fast", (*HOURGLASS, "--dropout", "0.1"), "stream", noisy=True),
     System("dynamic_pooling", "dynamic_pooling_lm_unigram", HOURGLASS, data="stream"),
+    System(
+        "skimming", "skim_roberta_tiny", (*SKIM, "--skim-init-bias", "1", "--dropout", "0.1"), "sentences", noisy=True
+    ),
 )
 
 
@@ -122,10 +129,56 @@ def make_stream_data(folder: Path | str, train: int = 640, valid: int = 200, tes
     return folder
 
 
+def make_sentence_data(
+    folder: Path | str,
+    train: int = 40,
+    valid: int = 16,
+    test: int = 16,
+    lengths: tuple[int, int] = (5, 24),
+    vocab: int = 30,
+    pairs: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Write ``sentence_prediction`` data: the label says which of the markers w0 and w1 is in the (last) sentence."""
+    from fairseq.data import Dictionary, indexed_dataset
+
+    folder, draw = Path(folder), random.Random(seed)
+    words, labels = Dictionary(), Dictionary()
+    for index in range(vocab):
+        words.add_symbol(f"w{index}", n=vocab - index)
+    for label in ("0", "1"):
+        labels.add_symbol(label, n=9)
+    sides = {"input0": words, **({"input1": words} if pairs else {}), "label": labels}
+    for side, symbols in sides.items():
+        (folder / side).mkdir(parents=True, exist_ok=True)
+        symbols.save(str(folder / side / "dict.txt"))
+    for split, count in (("train", train), ("valid", valid), ("test", test)):
+        names = {side: str(folder / side / split) for side in sides}
+        builders = {
+            side: indexed_dataset.make_builder(f"{name}.bin", impl="mmap", vocab_size=len(sides[side]))
+            for side, name in names.items()
+        }
+        for _ in range(count):
+            chosen = draw.randrange(2)
+            for side in sides:
+                ids = draw.choices(range(words.nspecial + 2, len(words)), k=draw.randint(*lengths))
+                if side == ("input1" if pairs else "input0"):
+                    ids[draw.randrange(len(ids))] = words.nspecial + chosen
+                ids = [labels.nspecial + chosen] if side == "label" else [*ids, words.eos()]
+                builders[side].add_item(torch.IntTensor(ids))
+        for side, name in names.items():
+            builders[side].finalize(f"{name}.idx")
+    return folder
+
+
 _DATA_FLAGS = {
     "pairs": ("--task", "translation", "--source-lang", "src", "--target-lang", "tgt"),
     "stream": (
         "--task", "dynamic_pooling_lm", "--criterion", "dynamic_pooling_cross_entropy", "--tokens-per-sample", "16",
+    ),
+    "sentences": (
+        "--task", "sentence_prediction", "--criterion", "skim_sentence_prediction", "--num-classes", "2",
+        "--init-token", "0", "--separator-token", "2", "--max-positions", "60",
     ),
 }  # fmt: skip
 

@@ -69,11 +69,12 @@ def build(seed: int = 0, skim: bool = True, words: int = 20, **flags: Any) -> Sk
                 parameter.mul_(4.0)
             parameter.add_(0.05 * torch.randn_like(parameter))
         if skim:
-            _teach_to_skip(model.eval())
+            teach_to_skip(model.eval())
     return model.eval()
 
 
-def _teach_to_skip(model: SkimRobertaModel, share: float = 0.25) -> None:
+@torch.no_grad()
+def teach_to_skip(model: SkimRobertaModel, share: float = 0.25) -> None:
     """Predictors that skip about this share of random tokens."""
     predictors = model.encoder.sentence_encoder.skim_predictors
     states = model(pad(sentences([30] * 4, seed=9)), features_only=True, return_all_hiddens=True)[1]["inner_states"]
