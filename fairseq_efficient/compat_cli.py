@@ -98,6 +98,8 @@ def name_fitting_criterion(args: argparse.Namespace) -> None:
     values = vars(TASK_DATACLASS_REGISTRY[args.task]()).values() if args.task in TASK_DATACLASS_REGISTRY else ()
     texts = [str(value) for value in values if isinstance(value, str)]
     wanted = {found[1] for text in texts if (found := re.fullmatch(r"\$\{criterion\.(\w+)\}", text))}
+    if not wanted:
+        return
     for name in (args.criterion, args.task, *sorted(CRITERION_DATACLASS_REGISTRY)):
         has = CRITERION_DATACLASS_REGISTRY.get(name)
         if has is not None and wanted <= {one.name for one in dataclasses.fields(has)}:
