@@ -175,8 +175,6 @@ def evaluation_lanes(dataset: StreamDataset, tokens: int, lanes: int, ranks: int
     longest = again + math.ceil((blocks - again) / lanes) if lanes > 1 else blocks  # blocks that each lane reads
     own = longest + np.arange(lanes) * (longest - again)  # the block after the last of each lane
     own = own[: 1 + int(np.searchsorted(own, blocks))]
-    if len(own) < lanes:
-        logger.info(f"{dataset.name}: {len(own)} lanes read it all in the time of {lanes}")
     scored = np.concatenate([[0], own[:-1]])
     starts, ends = np.maximum(scored - again, 0) * tokens, np.minimum(own * tokens, total - 1)
     share = np.full(ranks, len(own) // ranks) + (np.arange(ranks) < len(own) % ranks)

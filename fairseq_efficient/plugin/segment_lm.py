@@ -112,8 +112,12 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
         elif getattr(args, "tokens_per_sample", None) == 0:
             args.tokens_per_sample = DEFAULT_TOKENS
         model = super().build_model(args, from_checkpoint)
-        self._models = [one for one in self._models if one() is not None] + [weakref.ref(model)]
+        self._models = [*map(weakref.ref, self._living()), weakref.ref(model)]
         return model
+
+    def _living(self) -> List[Any]:
+        """The models that this task has built and somebody still uses."""
+        return [model for one in self._models if (model := one()) is not None]
 
     # --- data ---------------------------------------------------------------------------------------------------
 
@@ -156,13 +160,14 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
         rows = max_sentences or (max_tokens or 0) // tokens
         if not rows:
             raise UserError(f"--max-tokens {max_tokens} holds no block of {tokens} tokens; say --batch-size (lanes)")
-        limit = utils.resolve_max_positions(max_positions)
-        if isinstance(limit, (int, float)) and tokens > limit:
-            raise UserError(f"--tokens-per-sample {tokens}: the model reads at most {limit:.0f}")
+        for model in self._living():
+            if tokens > model.max_positions():
+                raise UserError(f"--tokens-per-sample {tokens}: the model reads at most {model.max_positions()}")
         if training:
             lanes = self._training_lanes(dataset, tokens, rows, num_shards, epoch)
         else:
             lanes = evaluation_lanes(dataset, tokens, rows * num_shards, num_shards, self._warmup(tokens))
+        logger.info(f"{dataset.name}: {lanes.lanes} lane(s) of {lanes.steps} block(s) of {tokens} tokens")
         iterator = LanesIterator(lanes, **shards, **loading)
         if training:
             self._iterator = iterator
@@ -183,8 +188,7 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
         if self.args.eval_warmup is not None:
             return int(self.args.eval_warmup)
         reach = 0
-        for one in self._models:
-            model = one()
+        for model in self._living():
             if isinstance(model, StreamLanguageModel):
                 found = model.memory_reach(tokens, self.args.eval_mem_len)
                 if found is None:
@@ -298,7 +302,7 @@ class _Remembering:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Any]:
-        model = next((one() for one in self._task._models if one() is not None), None)
+        model = next(iter(self._task._living()), None)
         for sample in self._batches:
             cell: Optional[MemoryCell] = None
             if sample:
