@@ -21,7 +21,7 @@ from typing import Any
 import numpy
 import torch
 
-from fairseq_efficient import checkpoints, compat_cli
+from fairseq_efficient import checkpoints, compat_cli, compat_tasks
 from fairseq_efficient.checkpoint_rules import check_checkpoint
 from fairseq_efficient.errors import UserError
 
@@ -55,6 +55,7 @@ def apply() -> None:
     name_what_does_not_fit()
     broadcast_plain_state()
     ask_all_ranks_before_saving()
+    compat_tasks.let_tasks_end_training(_patch)
     check_commands()
 
 

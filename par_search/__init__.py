@@ -5,4 +5,7 @@ from fairseq_efficient import compat
 compat.apply()
 
 import fairseq_efficient.plugin  # noqa: E402, F401
+import par_search.criterion  # noqa: E402
 import par_search.model  # noqa: E402
+import par_search.optimizer  # noqa: E402
+import par_search.task  # noqa: E402, F401

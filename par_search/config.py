@@ -1,13 +1,16 @@
-"""Flags of the models ``par_lm`` and ``par_supernet``, and the sizes behind their architectures."""
+"""Flags of models, optimizer and criterion, and the sizes behind the architectures."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 from fairseq import utils
+from fairseq.criterions.cross_entropy import CrossEntropyCriterionConfig
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
 from par_search.layout import RULES
+
+WEIGHT_OPTIMIZERS = ("adam", "lamb", "adagrad")
 
 
 @dataclass
@@ -111,6 +114,43 @@ class SupernetConfig(ParConfig):
         },
     )
     max_update: int = II("optimization.max_update")
+
+
+@dataclass
+class SearchOptimizerConfig(FairseqDataclass):
+    weight_optimizer: ChoiceEnum(WEIGHT_OPTIMIZERS) = field(  # type: ignore[valid-type]
+        default="adam", metadata={"help": "of the weights, with --lr: adam (AdamW), lamb or adagrad"}
+    )
+    weight_beta1: float = field(default=0.9, metadata={"help": "of adam and lamb"})
+    weight_beta2: float = field(default=0.999, metadata={"help": "of adam and lamb"})
+    weight_eps: float = field(default=1e-8, metadata={"help": "added to their denominators"})
+    weight_decay: float = field(default=0.0, metadata={"help": "weight decay (adagrad: L2 penalty)"})
+    arch_lr: float = field(default=1e-2, metadata={"help": "learning rate of the architecture, constant (Adam)"})
+    arch_weight_decay: float = field(default=5e-4, metadata={"help": "its L2 penalty, which pulls to even choices"})
+    lr: List[float] = II("optimization.lr")  # noqa: RUF009
+
+
+@dataclass
+class SearchCriterionConfig(CrossEntropyCriterionConfig):
+    latency_weight: float = field(
+        default=0.0, metadata={"help": "weight of what the architecture is expected to cost (0: not trained, logged)"}
+    )
+    latency_table: Optional[str] = field(
+        default=None, metadata={"help": "measured by scripts/measure_latency.py (default: GFLOP by a formula)"}
+    )
+    latency_loss: ChoiceEnum(["hinge", "product"]) = field(  # type: ignore[valid-type]
+        default="hinge",
+        metadata={
+            "help": "hinge: weight * max(0, cost / target - 1) is added to the loss of a token (PLANER); product: the "
+            "loss is multiplied by weight * log(1 + cost) ^ power (FBNet), cost in microseconds or MFLOP"
+        },
+    )
+    latency_target: float = field(
+        default=0.0, metadata={"help": "cost of all blocks that is good enough for hinge, in ms or GFLOP (0: none)"}
+    )
+    latency_power: float = field(default=0.6, metadata={"help": "power of --latency-loss product"})
+    latency_tokens: int = field(default=0, metadata={"help": "tokens of the costed forward (0: --tokens-per-sample)"})
+    latency_memory: int = field(default=-1, metadata={"help": "remembered tokens of it (-1: --mem-len)"})
 
 
 _WT103 = "20000,40000,200000"

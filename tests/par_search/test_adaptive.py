@@ -40,7 +40,7 @@ def test_losses_are_the_log_probabilities(flags: dict[str, Any]):
     model = par_lm(**flags)
     net_output = model(tokens(2, 17))
     every = -model.get_normalized_probs(net_output, log_probs=True).gather(2, EVERY.unsqueeze(2)).squeeze(2)
-    every = every.masked_fill(EVERY == model.decoder.pad, 0)
+    every = every.masked_fill(model.decoder.pad == EVERY, 0)
     softmax = model.decoder.adaptive_softmax
     assert_close(softmax.loss(net_output[0], EVERY, 1), every.sum(), 1e-9)
     assert_close(softmax.loss(net_output[0], EVERY, reduce=False), every.flatten(), 1e-9)

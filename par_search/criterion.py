@@ -1,0 +1,128 @@
+"""Cross-entropy, by full or adaptive softmax, that stays pure; what the architecture would cost is added to it."""
+
+import math
+from typing import Any
+
+import torch
+from fairseq.criterions import register_criterion
+from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+from fairseq.logging import metrics
+from torch import Tensor
+
+from fairseq_efficient.errors import UserError
+from par_search.config import SearchCriterionConfig
+from par_search.costs import Costs, Shape, flop_costs, read_table
+from par_search.layout import KINDS
+from par_search.phases import ARCHITECTURE
+
+
+@register_criterion("par_search", dataclass=SearchCriterionConfig)
+class SearchCriterion(CrossEntropyCriterion):
+    """``loss`` and ``ppl`` are of the cross-entropy alone. Of a par_supernet it also logs ``tau``, ``arch_entropy``,
+    ``arch_cost`` (expected, of all blocks), ``arch_loss`` (of updates of the architecture) and ``block/NN/{a,f,i}``."""
+
+    def __init__(self, task: Any, sentence_avg: bool, **latency: Any):
+        super().__init__(task, sentence_avg)
+        self.task, self.latency = task, latency
+        self._costs: Costs | None = None
+        _check(latency)
+
+    @classmethod
+    def build_criterion(cls, cfg: Any, task: Any) -> "SearchCriterion":
+        names = ("weight", "table", "loss", "target", "power", "tokens", "memory")
+        latency = {name: getattr(cfg, f"latency_{name}") for name in names}
+        criterion = cls(task, cfg.sentence_avg, **latency)
+        for model in getattr(task, "built_for_training", list)():
+            criterion.costs(model.decoder)  # so that a table that does not fit is told before anything is trained
+        return criterion
+
+    def forward(self, model: Any, sample: Any, reduce: bool = True) -> Any:
+        """(loss with a gradient, sample size, sums to log)."""
+        net_output = model(**sample["net_input"])
+        loss, _ = self.compute_loss(model, net_output, sample, reduce=reduce)
+        size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
+        logging = {
+            "loss": loss.data,
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["target"].size(0),
+            "sample_size": size,
+        }
+        decoder = model.decoder
+        if model.training and hasattr(decoder, "alpha"):
+            logging.update(self._architecture(decoder))
+            if sample.get("phase") == ARCHITECTURE:
+                logging["_arch_loss"] = loss.data
+            if reduce and self.latency["weight"]:
+                loss = self._with_latency(loss, decoder, size)
+        return loss, size, logging
+
+    def compute_loss(self, model: Any, net_output: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, Tensor]:
+        softmax = model.decoder.adaptive_softmax
+        if softmax is None or not hasattr(softmax, "loss"):
+            return super().compute_loss(model, net_output, sample, reduce)
+        loss = softmax.loss(net_output[0], model.get_targets(sample, net_output), reduce)
+        return loss, loss
+
+    # --- the architecture -------------------------------------------------------------------------------------------
+
+    def costs(self, decoder: Any) -> Costs:
+        """Of the blocks of a par_supernet, by table or formula; UserError for a table of another shape."""
+        if self._costs is None:
+            options = decoder.options
+            tokens = self.latency["tokens"] or options.tokens or 1
+            memory = options.mem_len if self.latency["memory"] < 0 else self.latency["memory"]
+            shape = Shape.of(options.block, tokens, memory)
+            table = self.latency["table"]
+            self._costs = read_table(table, shape) if table else flop_costs(shape)
+        return self._costs
+
+    def _with_latency(self, loss: Tensor, decoder: Any, size: Any) -> Tensor:
+        """``loss``: summed over ``size`` tokens."""
+        costs, weight = self.costs(decoder), self.latency["weight"]
+        expected = costs.expected(decoder.probabilities())
+        if str(self.latency["loss"]) == "product":
+            return loss * (weight * torch.log1p(1000 * expected) ** self.latency["power"])
+        target = self.latency["target"]
+        if target:
+            return loss + weight * size * (expected / target - 1).clamp(min=0)
+        most = max(costs.blocks) * len(decoder.blocks)
+        return loss + weight * size * expected / most
+
+    @torch.no_grad()
+    def _architecture(self, decoder: Any) -> dict[str, float]:
+        probabilities = decoder.probabilities()
+        found = {
+            "_arch": 1.0,  # how many times the others are added up
+            "_tau": decoder.tau,
+            "_arch_entropy": decoder.entropy().item(),
+            "_arch_cost": self.costs(decoder).expected(probabilities).item(),
+        }
+        for number, row in enumerate(probabilities.tolist()):
+            found.update({f"_block/{number:02d}/{kind}": value for kind, value in zip(KINDS, row, strict=True)})
+        return found
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: Any) -> None:
+        super().reduce_metrics(logging_outputs)
+        times = sum(log.get("_arch", 0.0) for log in logging_outputs)
+        if not times:
+            return
+        for name in [name for name in logging_outputs[0] if name.startswith("_")]:
+            total = sum(log.get(name, 0.0) for log in logging_outputs)
+            if name == "_arch_loss":
+                size = sum(log.get("sample_size", 0) for log in logging_outputs)
+                metrics.log_scalar("arch_loss", total / size / math.log(2), size, round=3)
+            elif name != "_arch":
+                metrics.log_scalar(name[1:], total / times, 0, priority=2000, round=6)  # weight 0: the last value
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
+def _check(latency: dict[str, Any]) -> None:
+    for name, least in (("weight", 0), ("target", 0), ("power", 0), ("tokens", 0), ("memory", -1)):
+        if not latency[name] >= least or not math.isfinite(latency[name]):
+            raise UserError(f"--latency-{name} {latency[name]}: must be at least {least}")
+    if latency["target"] and str(latency["loss"]) == "product":
+        raise UserError("--latency-target is for --latency-loss hinge")
