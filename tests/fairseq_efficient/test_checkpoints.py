@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import resource
+import sys
 import time
 import zipfile
 from collections import OrderedDict
@@ -219,6 +220,7 @@ def test_ours_and_the_listed_stock_names_are_accepted(monkeypatch: pytest.Monkey
         checkpoint_rules.check_checkpoint(fine, "a.pt")
     # a plugin built on ours asks to be trusted; a package that merely has our name is not
     monkeypatch.setattr(checkpoint_rules, "_trusted", set())
+    monkeypatch.delitem(sys.modules, "skimming", raising=False)
     assert not checkpoint_rules._is_ours("somebody.model") and not checkpoint_rules._is_ours("skimming.model")
     checkpoint_rules.trust("somebody.model")
     assert checkpoint_rules._is_ours("somebody.other")
