@@ -35,7 +35,7 @@ class System:
     user_dir: str
     arch: str
     flags: tuple[str, ...] = ()
-    data: str = "pairs"  # or "stream", "sentences": which of conftest's data sets it trains on
+    data: str = "pairs"  # which of conftest's data sets it trains on, and how: see _DATA_FLAGS
     noisy: bool = False  # draws random numbers in training that --dropout 0 does not turn off
 
     def __str__(self) -> str:
@@ -50,6 +50,9 @@ SKIM = (
     "--encoder-layers", "2", "--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32",
     "--encoder-attention-heads", "2", "--skim-predictor-dim", "8",
 )  # fmt: skip
+BLOCKS = (
+    "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "24", "--decoder-attention-heads", "2", "--mem-len", "12",
+)  # fmt: skip
 SYSTEMS = (
     System(
         "deep_pyramidion",
@@ -62,6 +65,8 @@ SYSTEMS = (
     System(
         "skimming", "skim_roberta_tiny", (*SKIM, "--skim-init-bias", "1", "--dropout", "0.1"), "sentences", noisy=True
     ),
+    System("par_search", "par_lm", (*BLOCKS, "--layout", "aff", "--adaptive-softmax-cutoff", "8"), "segments"),
+    System("par_search", "par_supernet", (*BLOCKS, "--decoder-blocks", "2"), "search", noisy=True),
 )
 
 
@@ -180,6 +185,11 @@ _DATA_FLAGS = {
         "--task", "sentence_prediction", "--criterion", "skim_sentence_prediction", "--num-classes", "2",
         "--init-token", "0", "--separator-token", "2", "--max-positions", "60",
     ),
+    "segments": ("--task", "segment_lm", "--criterion", "par_search", "--tokens-per-sample", "16"),
+    "search": (
+        "--task", "par_search", "--criterion", "par_search", "--optimizer", "par_search", "--tokens-per-sample", "16",
+        "--arch-warmup-updates", "1", "--arch-update-share", "0.3", "--clip-norm", "0.1",
+    ),
 }  # fmt: skip
 
 
@@ -187,16 +197,17 @@ def train_args(data: Path | str, save_dir: Path | str, system: System, *more: st
     """A training of a few seconds: 5 or 6 updates an epoch on the data sets made here, every update logged as JSON."""
     return [
         str(data), "--user-dir", str(ROOT / system.user_dir), "--arch", system.arch, *system.flags,
-        "--save-dir", str(save_dir), *_DATA_FLAGS[system.data],
-        "--cpu", "--optimizer", "adam", "--lr", "0.01", "--batch-size", "8", "--max-update", "8", "--num-workers", "0",
-        "--update-epoch-batch-itr", "True", "--log-format", "json", "--log-interval", "1", "--seed", "1", *more,
+        "--save-dir", str(save_dir), "--cpu", "--optimizer", "adam", "--lr", "0.01", "--batch-size", "8",
+        "--max-update", "8", "--num-workers", "0", "--update-epoch-batch-itr", "True", "--log-format", "json",
+        "--log-interval", "1", "--seed", "1", *_DATA_FLAGS[system.data], *more,
     ]  # fmt: skip
 
 
 class Command:
     """A fairseq tool or a script in a new process, forked from a server that has imported fairseq already.
 
-    ``typed`` is its standard input. ``fresh=True`` starts a new interpreter instead: 4 s slower, but it proves what a user's shell would show.
+    ``typed`` is its standard input. ``fresh=True`` starts a new interpreter instead: 4 s slower, but it proves what a
+    user's shell would show.
     """
 
     def __init__(

@@ -10,11 +10,36 @@ import torch
 from torch import Tensor
 
 from fairseq_efficient.ops.segment_pool.common import (
+    SegmentLayout,
     SegmentPooled,
     check_pool_arguments,
     check_upsample_arguments,
     hard_boundaries,
 )
+
+
+def segment_layout(boundaries: Tensor, padding_mask: Tensor | None = None, groups: int | None = None) -> SegmentLayout:
+    """Same contract as :func:`fairseq_efficient.ops.segment_pool.fast.segment_layout`."""
+    batch, length = boundaries.shape
+    hard = hard_boundaries(boundaries, padding_mask)
+    ids, place = (torch.zeros(batch, length, dtype=torch.int64) for _ in range(2))
+    tokens, bounds = [], []
+    for r in range(batch):
+        pads = [t for t in range(length) if padding_mask is not None and padding_mask[r, t]]
+        real = [t for t in range(length) if t not in pads]
+        for t in range(length):
+            ids[r, t] = hard[r, : t + 1].sum()
+        for position, t in enumerate([*real, *pads]):
+            place[r, t] = position
+            tokens.append(r * length + t)
+        bounds.append([position + 1 for position, t in enumerate(real) if hard[r, t]])
+    columns = 1 + (max(map(len, bounds), default=0) if groups is None else groups)
+    ends = torch.tensor([[0, *row, *[[0, *row][-1]] * (columns - 1 - len(row))] for row in bounds])
+    counts = ends.diff(dim=1, prepend=torch.zeros(batch, 1, dtype=torch.int64))
+    bags = [0, *(r * length + int(end) for r in range(batch) for end in ends[r])]
+    return SegmentLayout(
+        ids, hard, place, ends, counts, 1 + hard.sum(1), torch.tensor(tokens), torch.tensor(bags), padding_mask
+    )
 
 
 def segment_pool(
@@ -26,8 +51,9 @@ def segment_pool(
     estimator: str = "interior",
     groups: int | None = None,
     null: Tensor | None = None,
+    layout: SegmentLayout | None = None,
 ) -> SegmentPooled:
-    """Same contract as :func:`fairseq_efficient.ops.segment_pool.fast.segment_pool`."""
+    """Same contract as :func:`fairseq_efficient.ops.segment_pool.fast.segment_pool`; ``layout`` is not used."""
     check_pool_arguments(hidden, boundaries, padding_mask, kind, estimator, groups, null)
     batch, length, channels = hidden.shape
     hard = hard_boundaries(boundaries, padding_mask)

@@ -203,6 +203,16 @@ def test_what_pads_hold_changes_nothing(kind: str):
     assert torch.equal(one.values, two.values) and torch.equal(one.counts, two.counts)
 
 
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("groups", [None, 19])
+def test_layouts_agree(kind: str, groups: int | None):
+    _, boundaries, mask = make(3, 20, 0.3, kind)
+    fast, naive = (module.segment_layout(boundaries, mask, groups) for module in (fast_module, naive_module))
+    for name, one, other in zip(fast._fields, fast, naive, strict=True):
+        if one is not None:
+            assert torch.equal(one.expand_as(other), other), name
+
+
 def test_room_for_more_columns_changes_nothing():
     hidden, boundaries, _ = make(3, 20, 0.3)
     soft = boundaries.double()
@@ -249,7 +259,7 @@ def test_impossible_arguments_are_refused(op: Any):
         with pytest.raises(ValueError, match=match):
             op(*args, **flags)
     for ids in ([[0, 1, 2]], [[-1, 0, 0]]):
-        with pytest.raises((IndexError, RuntimeError), match="ids|range"):
+        with pytest.raises((IndexError, RuntimeError), match=r"ids|range"):
             upsample(hidden[:1, :2], torch.tensor(ids))
         with pytest.raises(RuntimeError, match="ids must lie in"):
             upsample(hidden[:2, :2], torch.tensor([*ids, [0, 0, 0]]))
