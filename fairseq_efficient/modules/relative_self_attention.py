@@ -1,6 +1,7 @@
 """Transformer-XL's self-attention (Dai et al. 2019, section 3.3), batch-first, whole sequences or token by token."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,13 @@ def sinusoids(
     """
     if dim % 2:
         raise ValueError(f"sinusoids need an even number of channels, got {dim}")
+    return _sinusoids(count, dim, torch.device(device or "cpu"), dtype).clone()
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _sinusoids(count: int, dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Kept, because double precision over a long window takes as long as a layer over a short one."""
     frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
     angle = torch.arange(count, dtype=torch.float64, device=device).unsqueeze(1) * frequency
     return torch.cat([angle.sin(), angle.cos()], 1).to(dtype)
