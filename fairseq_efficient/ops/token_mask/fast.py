@@ -164,10 +164,16 @@ def _scores(q: Tensor, k: Tensor, some: slice, scale: float) -> Tensor:
     return torch.bmm(q[some].to(kind) * scale, k[some].to(kind).transpose(1, 2))
 
 
-def _log_total(scores: Tensor, bias: Tensor) -> Tensor:
-    """log of the normaliser (n, T, 1); +inf, so that every weight is 0, for a sentence without keys."""
-    total = torch.logsumexp(scores + bias, -1, keepdim=True)
-    return total.masked_fill(total == -torch.inf, torch.inf)
+def _weights(scores: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """``exp(s_ij) / Z_i`` of all keys, those of mask 0 too, in place of the scores (n, T, T); and the mask (n, T, 1).
+
+    A sentence without keys has weights of 0.
+    """
+    hidden, mask = bias == -torch.inf, bias.exp().transpose(1, 2)
+    top = scores.masked_fill(hidden, -torch.inf).amax(-1, keepdim=True)
+    weights = scores.sub_(top).clamp_(max=MAX_EXPONENT).exp_()
+    total = torch.bmm(weights, mask)
+    return weights.mul_(total.reciprocal().masked_fill_(total == 0, 0.0)), mask
 
 
 def _with_dropout(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout_p: float) -> tuple[Tensor, Tensor]:
@@ -179,10 +185,9 @@ def _with_dropout(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout_p: floa
     out = torch.empty(batch * heads, length, dim, dtype=q.dtype, device=q.device)
     over_keys = bias.repeat_interleave(heads, 0).unsqueeze(1)
     for some in _chunks(q):
-        scores = _scores(flat[0], flat[1], some, scale)
-        total = _log_total(scores, over_keys[some])
-        probs = (scores.add_(over_keys[some]).sub_(total)).exp_().masked_fill_(dropped[some], 0.0)
-        out[some] = torch.bmm(probs, flat[2][some].to(probs.dtype)).div_(1 - dropout_p).to(q.dtype)
+        weights, mask = _weights(_scores(flat[0], flat[1], some, scale), over_keys[some])
+        probs = weights.masked_fill_(dropped[some], 0.0)
+        out[some] = torch.bmm(probs, flat[2][some].to(probs.dtype) * mask).div_(1 - dropout_p).to(q.dtype)
     return out.view(batch, heads, length, dim).transpose(1, 2), dropped
 
 
@@ -197,23 +202,17 @@ def _backward(
     q, k, v, grad = (_heads(x) for x in (q, k, v, grad))
     found = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
     over_keys = bias.repeat_interleave(heads, 0).unsqueeze(1)
-    mask = over_keys.exp()
     of_keep = torch.empty(batch * heads, length, dtype=kind, device=q.device)
     for some in _chunks(out):
-        scores = _scores(q, k, some, scale)
-        total = _log_total(scores, over_keys[some])
-        weights = scores.sub_(total).clamp_(max=MAX_EXPONENT).exp_()  # of all keys, those of mask 0 too
+        weights, mask = _weights(_scores(q, k, some, scale), over_keys[some])
         wide = grad[some].to(kind)
         change = torch.bmm(wide, v[some].to(kind).transpose(1, 2))
         if dropped is not None:
             change = change.masked_fill_(dropped[some], 0.0).div_(1 - dropout_p)
-        change = change.sub_(mean[some]).mul_(weights)
+        change = change.sub_(mean[some]).mul_(weights)  # times the mask, the gradient of the scores
         of_keep[some] = change.sum(1)
-        change = change.mul_(mask[some])  # now the gradient of the scores
-        found[0][some] = torch.bmm(change, k[some].to(kind)).mul_(scale)
-        found[1][some] = torch.bmm(change.transpose(1, 2), q[some].to(kind)).mul_(scale)
-        probs = weights.mul_(mask[some])
-        if dropped is not None:
-            probs = probs.masked_fill_(dropped[some], 0.0).div_(1 - dropout_p)
-        found[2][some] = torch.bmm(probs.transpose(1, 2), wide)
+        found[0][some] = torch.bmm(change, k[some].to(kind) * mask).mul_(scale)
+        found[1][some] = torch.bmm(change.transpose(1, 2), q[some].to(kind)).mul_(mask * scale)
+        probs = weights if dropped is None else weights.masked_fill_(dropped[some], 0.0).div_(1 - dropout_p)
+        found[2][some] = torch.bmm(probs.transpose(1, 2), wide).mul_(mask)
     return found, of_keep.view(batch, heads, length).sum(1)
