@@ -29,10 +29,10 @@ is what the work adds, at its highest, in a process of its own.
 Before anything is timed, the variants must agree where they compute the same.
 
 rows: train_step (forward and backward, no optimizer) for each of --sizes, segments of 2, 3 and 4 tokens, with its
-memory; ragged (1,024 characters, batch 4, boundaries at spaces, padded and packed); encodings (vanilla: rotary against
-relative, and against transformer_lm); attention (against einsums); pooling (share of a step; against bare kernels);
-decode (one step with caches, batch 1 and 8); generate (1,024 characters at batch 8, against recomputing each prefix;
-by fairseq's generator)
+memory; batch (segments of 4 tokens at batch 4, with memory); ragged (1,024 characters, batch 4, boundaries at spaces,
+padded and packed); encodings (vanilla: rotary against relative, and against transformer_lm); attention (against
+einsums); pooling (share of a step; against bare kernels); decode (one step with caches, batch 1 and 8); generate (1,024
+characters at batch 8, against recomputing each prefix; by fairseq's generator)
 """
 SIZES = "tokens of a window (default: 1024,2048,4096; --quick: 1024)"
 QUICK = ("train_step", "attention", "pooling", "decode")

@@ -49,12 +49,14 @@ GOALS = {
 CEILINGS = {
     "memory/2048/sf4-relative/vs_vanilla": 50.0,
     "memory/2048/sf4-rotary/vs_vanilla": 65.0,
+    "memory/2048/batch4-sf4-relative/vs_vanilla": 50.0,
+    "memory/2048/batch4-sf4-rotary/vs_vanilla": 65.0,
     "pooling/2048/sf4-relative/vs_train_step": 3.0,
     "pooling/2048/sf4-rotary/vs_train_step": 3.0,
     "pooling/2048/pool/vs_embedding_bag": 1.5,
     "pooling/2048/upsample/vs_index_select": 1.5,
 }
-ROWS = ("train_step", "ragged", "encodings", "attention", "pooling", "decode", "generate")
+ROWS = ("train_step", "batch", "ragged", "encodings", "attention", "pooling", "decode", "generate")
 NOT_DRAWN = ("", "")
 
 
@@ -89,6 +91,16 @@ class Bench(Session):
                     lines = (f"hourglass SF {what[2:]} {encoding}", f"vanilla {encoding}")
                     self._compare(f"{what}-{encoding}", "vanilla", jobs, samples, peaks, lines=lines)
                     self._memory(f"{what}-{encoding}", jobs, samples, peaks)
+
+    def _batch(self) -> None:
+        """The longest segments in a batch as in training: weights are a small part of its memory."""
+        n, setup, most = self.size, replace(self.setup, batch=self.ragged_batch), f"sf{max(self.factors)}"
+        for encoding in self.encodings:
+            jobs = (f"{most}-{encoding}", n), (f"vanilla-{encoding}", n)
+            samples, peaks = self._turns("train_step", train_step, [*jobs], setup=setup)
+            name = f"batch{setup.batch}-{most}-{encoding}"
+            self._compare(name, "vanilla", jobs, samples, peaks, setup, f"batch {setup.batch}")
+            self._memory(name, jobs, samples, peaks)
 
     def _ragged(self) -> None:
         """Segments that end at spaces: rows have different numbers of them."""
