@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.report.speed_quality import DENSE, STOCK, SpeedQuality
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results: written by scripts/update_readme.py from docs/results/*.json -->", "<!-- /results -->"
@@ -46,9 +47,9 @@ HOURGLASS = Bench(
     "d=512, 2+8+2 layers, segments of 4 characters",
     {
         "train_step/2048/sf4-relative/vs_vanilla": ("training step, 2,048 characters, relative attention", _VANILLA),
-        "train_step/4096/sf4-relative/vs_vanilla": ("training step, 4,096 characters, relative attention", _VANILLA),
+        "train_step/2048/batch4-sf4-relative/vs_vanilla": ("the same, batch 4", _VANILLA),
         "train_step/2048/sf4-rotary/vs_vanilla": ("training step, 2,048 characters, rotary attention", _VANILLA),
-        "train_step/4096/sf4-rotary/vs_vanilla": ("training step, 4,096 characters, rotary attention", _VANILLA),
+        "train_step/2048/batch4-sf4-rotary/vs_vanilla": ("the same, batch 4", _VANILLA),
         "train_step/2048/rotary-vanilla/vs_transformer_lm": (
             "training step, 2,048 characters, 12 layers, rotary",
             "stock fairseq `transformer_lm`",
@@ -56,6 +57,40 @@ HOURGLASS = Bench(
         "attention/2048/relative/vs_einsum": ("relative attention alone, 2,048 characters", "einsum and shift"),
         "generate/1024/batch8-sf4-rotary/vs_recompute": ("1,024 characters, batch 8", "recomputing each prefix"),
         "decode/1024/batch1-sf4-rotary/vs_vanilla": ("a character of 1,024, batch 1", f"cached {_VANILLA}"),
+    },
+)
+
+_INTERLEAVED = "interleaved Transformer-XL, 16 + 16 blocks"
+_PAR = "64 tokens after 640, 6 + 26 blocks"
+PAR = Bench(
+    "bench_par_search.json",
+    "PAR search",
+    "d=512, 32 blocks, 267,744 types",
+    {
+        "eval_latency/64/mem640-batch1-par/vs_interleaved": (f"evaluation step, {_PAR}, hidden states", _INTERLEAVED),
+        "eval_latency/64/mem640-batch1-par-keys/vs_interleaved-keys": ("the same, cached keys", _INTERLEAVED),
+        "eval_latency/64/mem640-batch32-par/vs_interleaved": ("the same, batch 32, hidden states", _INTERLEAVED),
+        "attention/512/mem512-batch1-training/vs_einsum": ("attention layer, 512 after 512, training", "einsum and shift"),
+        "softmax/50000/optimal/vs_full": ("adaptive softmax, 50,000 types, optimal cutoffs, training", "full softmax"),
+        "softmax/267744/optimal/vs_full": ("adaptive softmax, 267,744 types, training", "full softmax"),
+        "generate/256/batch8-par/vs_recompute": ("256 tokens, batch 8", "recomputing each prefix"),
+        "decode/256/batch1-par/vs_interleaved": ("a token of 256, batch 1", f"cached {_INTERLEAVED}"),
+    },
+)
+_PACKED = "the same engine without skimming"
+SKIMMING = Bench(
+    "bench_skimming.json",
+    "Skimming",
+    "tokens that go on are given, unequal shares of each sentence; 60 % of the padded batch is no padding",
+    {
+        f"packed_forward/{size}/{model}-keep{share}/vs_{against}": (
+            f"{model}, {batch} x {size} tokens, {100 * share:.0f} % kept",
+            _PACKED if against == "packed" else "stock fairseq `roberta`, padded",
+        )
+        for model in ("6x384", "12x768")
+        for size, batch in ((128, 32), (512, 8))
+        for share in (0.5, 0.3)
+        for against in ("packed", "stock")
     },
 )
 
@@ -89,6 +124,10 @@ def section() -> str:
         summaries(load("pyramidion.json")),
         speed(HOURGLASS),
         character_models(load("dynamic_pooling.json")),
+        speed(SKIMMING),
+        skimmed(load("skimming.json")),
+        speed(PAR),
+        layouts(load("par_search.json")),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -186,6 +225,67 @@ def character_models(results: dict[str, Any] | None) -> str:
             shown(average(model, "seconds_per_update"), 3),
         ]
         lines.append(f"| {'none (vanilla)' if model == 'vanilla' else model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def layouts(results: dict[str, Any] | None) -> str:
+    """Each layout of the first experiment on one line: perplexity, size and latency."""
+    if results is None:
+        return ""
+    name, about = next(iter(results["experiments"].items()))
+    rows = [row for row in results["rows"] if row["experiment"] == name]
+    settings, scored = about["settings"], about["data"]["scored"]
+
+    def average(model: str, metric: str, digits: int) -> str:
+        found = [row["value"] for row in rows if (row["model"], row["metric"]) == (model, metric)]
+        return f"{mean(found):.{digits}f}" if found else "-"
+
+    seeds = len({row["seed"] for row in rows})
+    lines = [
+        f"**PAR search**, {about['data']['name']}, {settings['blocks']} blocks, width {settings['dim']}, "
+        f"{settings['updates']:,} updates, mean of {seeds} seeds ([details, layouts](docs/results/par_search.md)):",
+        "",
+        f"| layout | {scored} perplexity | attention blocks | ms, batch 1, hidden states | ms, cached keys | s / update |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows if row["metric"] == "attention"):
+        cells = [
+            average(model, f"{scored}_ppl", 2),
+            average(model, "attention", 1),
+            average(model, "latency_ms_hidden_batch1", 1),
+            average(model, "latency_ms_keys_batch1", 1),
+            average(model, "seconds_per_update", 3),
+        ]
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def skimmed(results: dict[str, Any] | None) -> str:
+    """Of each data set the dense model and the fastest skimmed one within a point of it."""
+    if results is None:
+        return ""
+    lines = [
+        "**Skimming**, MiniLM fine-tuned densely, and the fastest skimmed model at most a point below; times faster "
+        "on the clock at batch 32, texts as they come ([details](docs/results/skimming.md)):",
+        "",
+        "| data | dense | skimmed | tokens kept | FLOPs, dense / skimmed | over fairseq, padded | over dense, packed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in results["sets"]:
+        found = SpeedQuality.of(results, name)
+        best, dense = found.best(1.0), found.quality(DENSE)
+        title = f"{found.about['title']}, {found.about['metric_title'].removesuffix(', %')}"
+        if dense is None:
+            continue
+        if best is None:
+            lines.append(f"| {title} | {dense:.1f} | none | - | - | - | - |")
+            continue
+        kept, flops = found.value(best, "keep_ratio"), found.value(best, "flops_ratio_unpadded")
+        over = [f"**{found.faster(best, than) or 0:.1f}x**" for than in (STOCK, DENSE)]
+        lines.append(
+            f"| {title} | {dense:.1f} | {found.quality(best):.1f} | {100 * (kept or 0):.0f} % | {flops:.1f}x | "
+            + " | ".join(over) + " |"
+        )  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -105,7 +105,7 @@ def run(
         "complete": status == 0,
     }
     if args.json and bench.rows:
-        write_json(args.json, {**head, "settings": settings}, bench.rows)
+        write_json(args.json, {**head, "settings": settings, "picture": {"ours": title, "sizes": axis}}, bench.rows)
         print(f"wrote {args.json}")
     if args.png and bench.rows:
         draw(args.png, bench.rows, title, f"{describe(head['machine'])}, {bench.setup.device}", axis)

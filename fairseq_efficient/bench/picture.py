@@ -11,6 +11,8 @@ from fairseq_efficient.errors import UserError
 INK, GREY, LIGHT = "#1f2933", "#7b8794", "#e4e7eb"
 COLORS = ("#d1495b", "#edae49", "#66a182", "#2e4057", "#8d6a9f")
 OURS = "#00798c"
+SHADES = (OURS, "#5bc0be", "#0b3954")
+DASHES = ("--", ":", "-.")
 
 
 def draw(path: Path, rows: list[Row], ours: str, subtitle: str = "", sizes: str = "source tokens") -> None:
@@ -76,16 +78,19 @@ def _points(lines: Series) -> int:
 
 
 def _draw_lines(axis: Any, what: str, lines: Series, ours: str, label: str) -> None:
-    others, dashes = cycle(COLORS), cycle(("--", ":", "-.", (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2))))
+    others, variants = cycle(COLORS), cycle((shade, dash) for shade in SHADES for dash in DASHES)
     for name, points in lines.items():
         mine = name.startswith(ours)
-        style = {"color": OURS if mine else next(others), "lw": 2.2 if mine else 1.6}
-        style["ls"] = next(dashes) if " " in name and mine else "-"
+        color, dash = (OURS, "-") if mine else (next(others), "-")
+        if mine and " " in name:
+            color, dash = next(variants)
+        style = {"color": color, "ls": dash, "lw": 2.2 if mine else 1.6}
         axis.plot(sorted(points), [points[size] for size in sorted(points)], marker="o", ms=4, label=name, **style)
     sizes = sorted({size for points in lines.values() for size in points})
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.set_title(what.replace("_", " "), loc="left", color=INK)
     axis.set_xlabel(label, color=GREY)
     axis.set_ylabel("seconds", color=GREY)
@@ -95,12 +100,16 @@ def _draw_lines(axis: Any, what: str, lines: Series, ours: str, label: str) -> N
 
 
 def _draw_bars(axis: Any, rows: list[Row]) -> None:
+    """Bars to the right of 1 are gains, to the left losses; a logarithmic scale."""
+    from matplotlib.ticker import NullLocator
+
     places = range(len(rows))
     shades = [OURS if row.met is not False else COLORS[0] for row in rows]
-    axis.barh(places, [row.ratio for row in rows], color=shades, height=0.62)
+    axis.set_xscale("log")
+    axis.barh(places, [row.ratio - 1 for row in rows], left=1, color=shades, height=0.62)
     for place, row in zip(places, rows, strict=True):
-        end = max(row.ratio, row.goal or 0.0, row.bound or 0.0)
-        axis.text(end, place, f"  {row.ratio:.1f}x", va="center", fontsize=8, color=INK)
+        end = max(row.ratio, row.goal or 0.0, row.bound or 0.0, 1.0)
+        axis.text(end, place, f"  {row.ratio:.3g}x", va="center", fontsize=8, color=INK)
     goals = [(place, row.goal) for place, row in zip(places, rows, strict=True) if row.goal is not None]
     bounds = [(place, row.bound) for place, row in zip(places, rows, strict=True) if row.bound is not None]
     if goals:
@@ -117,7 +126,13 @@ def _draw_bars(axis: Any, rows: list[Row]) -> None:
         )
     axis.set_yticks(places, [row.name for row in rows], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.12 * max([row.ratio for row in rows] + [value for _, value in goals + bounds]))
+    values = [row.ratio for row in rows] + [value for _, value in goals + bounds]
+    axis.set_xlim(0.9 * min(1.0, *values), 1.25 * max(1.2, *values))
+    ticks = [scale * step for scale in (0.01, 0.1, 1, 10, 100, 1000) for step in (1, 2, 5)]
+    axis.set_xticks([tick for tick in ticks if axis.get_xlim()[0] <= tick <= axis.get_xlim()[1]])
+    axis.xaxis.set_major_formatter("{x:g}x")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.axvline(1, color=GREY, lw=1)
     axis.set_title("times faster than the baseline", loc="left", color=INK)
     axis.grid(axis="x", color=LIGHT)
     axis.set_axisbelow(True)

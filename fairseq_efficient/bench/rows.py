@@ -5,7 +5,7 @@ A row's name is ``<what>/<size>[/<variant>]/vs_<baseline>``. Times are medians i
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,16 @@ def write_json(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
         temporary.replace(path)
     except OSError as err:
         raise UserError(f"{path}: {err.strerror}") from None
+
+
+def read_rows(document: dict[str, Any]) -> list[Row]:
+    """The rows of what :func:`write_json` wrote. UserError if these are none."""
+    try:
+        known = {field.name for field in fields(Row)}
+        found = [{key: value for key, value in row.items() if key in known} for row in document["rows"]]
+        return [Row(**{**row, "lines": tuple(row["lines"]) if row.get("lines") else None}) for row in found]
+    except (AttributeError, KeyError, TypeError) as err:
+        raise UserError(f"not the rows of a benchmark: {err}") from None
 
 
 def check_writable(path: Path | None, flag: str) -> None:

@@ -238,7 +238,10 @@ def trained(log: Path, updates: int) -> bool:
     return found.finished and found.updates == updates
 
 
-_SHOWN = (("nll", "valid_nll_loss"), ("bits", "valid_bpc"), ("segments of", "valid_shortening_factor"))
+_SHOWN = (
+    ("nll", "valid_nll_loss"), ("bits", "valid_bpc"), ("segments of", "valid_shortening_factor"),
+    ("accuracy", "valid_accuracy"), ("F1", "valid_f1"), ("kept", "valid_keep_ratio"),
+)  # fmt: skip
 
 
 def show_training(model: str, updates: int) -> Callable[[str], str | None]:
@@ -252,7 +255,7 @@ def show_training(model: str, updates: int) -> Callable[[str], str | None]:
         tag, values = found
         if tag == "valid":
             return f"  {model}: validation {' '.join(f'{name} {values[key]}' for name, key in _SHOWN if key in values)}"
-        update, wall = int(values["num_updates"]), float(values["wall"])
+        update, wall = int(values["num_updates"]), time.monotonic()  # fairseq's "wall" is 0 after a resume
         text = f"  {model}: update {update}/{updates}, loss {values['loss']}"
         if last:
             each = (wall - last["wall"]) / max(update - last["update"], 1)

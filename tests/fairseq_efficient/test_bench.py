@@ -20,7 +20,7 @@ from fairseq_efficient.bench import flops, machine, timing
 from fairseq_efficient.bench.memory import peak_memory, resident_mb
 from fairseq_efficient.bench.parity import Check, agree, difference
 from fairseq_efficient.bench.picture import draw, time_series
-from fairseq_efficient.bench.rows import Row, check_writable, make_row, summary, table_row, write_json
+from fairseq_efficient.bench.rows import Row, check_writable, make_row, read_rows, summary, table_row, write_json
 from fairseq_efficient.bench.timing import Pair, Sample, Stopwatch, take_turns, time_call
 from fairseq_efficient.errors import UserError
 from tests.util import ROOT
@@ -186,10 +186,17 @@ def test_files(tmp_path: Path) -> None:
             "blockwise": {64: 0.64, 128: 1.28},
         }
     }
+    assert read_rows(document) == rows
     draw(tmp_path / "a.png", rows, "ours")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(UserError, match="--json"):
         check_writable(tmp_path / "no" / "a.json", "--json")
+
+
+@pytest.mark.parametrize("document", [{}, {"rows": 3}, {"rows": [3]}, {"rows": [{"name": "decode/1/vs_stock"}]}])
+def test_files_that_hold_no_rows(document: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="not the rows of a benchmark"):
+        read_rows(document)
 
 
 def test_lines_of_the_picture() -> None:

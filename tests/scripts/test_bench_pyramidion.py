@@ -16,6 +16,7 @@ from fairseq_efficient.errors import UserError
 from tests.util import ROOT, error_line, run_cli
 
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
+import draw as draw_script
 import pyramidion as script
 import pyramidion_models as models
 import pyramidion_rows as rows
@@ -96,7 +97,13 @@ def test_a_run_writes_every_row(toy_bench: None, monkeypatch: pytest.MonkeyPatch
     assert 0 < found["pooling/128/vs_encoder"]["value"] < 100
     assert found["train_step/64/vs_stock"]["ours_tokens_per_s"] > 0
     assert all(row["ours_s"] > 0 and row["baseline_s"] > 0 and row["runs"] >= 2 for row in document["rows"])
-    assert (tmp_path / "a.png").exists()
+    picture = (tmp_path / "a.png").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["draw.py", str(tmp_path / "a.json"), str(tmp_path / "b.png")])
+    assert draw_script.main() == 0
+    assert (tmp_path / "b.png").read_bytes()[:8] == picture[:8]
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(UserError, match=r"a\.json: not the results of a benchmark"):
+        draw_script.main()
 
 
 def test_decode_is_generation_without_the_encoder() -> None:
