@@ -15,7 +15,7 @@ from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.text import classification_corpora as corpora
 from fairseq_efficient.text import classification_glue as glue
 from fairseq_efficient.text import classification_read as formats
-from fairseq_efficient.text.classification import Options, prepare, training_flags
+from fairseq_efficient.text.classification import Options, prepare
 from fairseq_efficient.text.classification_read import Item
 from fairseq_efficient.text.fetch import default_cache
 from fairseq_efficient.text.prepared import check_names, describe, existing, named_files
@@ -83,6 +83,10 @@ def get_parser() -> argparse.ArgumentParser:
         help="take N texts out of train, the same in every run, as split NAME (default: valid); repeatable",
     )  # fmt: skip
     output.add_argument("--keep-text", action="store_true", help="also keep the texts as SPLIT.jsonl")
+    output.add_argument(
+        "--by-length", action="store_true", help="train in order of length: batches of fairseq-train --no-shuffle then "
+        "have hardly any padding (their order is still shuffled)",
+    )  # fmt: skip
     output.add_argument("--overwrite", action="store_true", help="replace data prepared with other options")
     return parser
 
@@ -194,11 +198,7 @@ def print_report(report: dict[str, Any], destination: Path) -> None:
             )
         if "classes" in split:
             print(f"  by class: {', '.join(map('{:,}'.format, split['classes'][:20]))}")
-    if not report.get("squad"):
-        print(f"train with: fairseq-train {destination} {training_flags(report)}")
-    else:
-        separator = " --separator-token 2" if report["separator"] else ""
-        print(f"train with: fairseq-train {destination} --task skim_squad{separator}")
+    print(f"train with: fairseq-train {destination} {report['flags']}")
 
 
 def main() -> None:
@@ -224,13 +224,14 @@ def main() -> None:
         holdout=holdouts(args.holdout),
         skip_bad=args.skip_bad,
         keep_text=args.keep_text,
+        by_length=args.by_length,
         overwrite=args.overwrite,
     )
     (read, names, inputs), options = choose_input(args, options)
     options = replace(options, inputs={"splits": names, **inputs})
     squad = inputs.get("format") == "squad"
-    if squad and (options.classes or options.regression or options.holdout or options.keep_text):
-        raise UserError("--labels, --regression, --holdout, --keep-text: not for --format squad")
+    if squad and (options.classes or options.regression or options.holdout or options.keep_text or options.by_length):
+        raise UserError("--labels, --regression, --holdout, --keep-text, --by-length: not for --format squad")
     if not squad:
         options.check(names)
     if existing(options) is not None:

@@ -197,6 +197,9 @@ class SkimSentencePrediction(SkimLoss, SentencePredictionCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: Any) -> None:
         super().reduce_metrics(logging_outputs)
+        for meters in metrics.get_active_aggregators():
+            if "accuracy" in meters:
+                meters["accuracy"].round = 2  # stock's one digit hides the difference of a text or two
         cls.reduce_skim_metrics(logging_outputs)
 
     def logging_outputs_can_be_summed(self) -> bool:

@@ -56,6 +56,7 @@ class Options:
     holdout: tuple[tuple[str, int], ...] = ()
     skip_bad: bool = False
     keep_text: bool = False
+    by_length: bool = False  # train in order of length, for batches of like length (fairseq-train --no-shuffle)
     overwrite: bool = False
     inputs: dict[str, Any] = field(default_factory=dict)
 
@@ -73,6 +74,7 @@ class Options:
             (set(held) & set(names), f"--holdout {','.join(held)}: there is a split of that name already"),
             (len(set(held)) != len(held), f"--holdout {','.join(held)}: a name is there twice"),
             (any(count < 1 for _, count in self.holdout), "--holdout: must be at least 1"),
+            (self.by_length and "train" not in names, "--by-length: there is no split named train"),
             (
                 "train" not in names and not self.classes and not self.regression,
                 "no split named train: give the classes with --labels",
@@ -83,7 +85,7 @@ class Options:
 
     def fingerprint(self) -> dict[str, Any]:
         """The options that change the result, JSON-able."""
-        same = ("cased", "max_tokens", "separator", "regression", "top", "skip_bad", "keep_text")
+        same = ("cased", "max_tokens", "separator", "regression", "top", "skip_bad", "keep_text", "by_length")
         tokenizer = find_tokenizer(self.tokenizer)
         beside = tokenizer.with_name("dict.txt")
         dictionary = self.dict_file or (beside if beside.is_file() else None)
@@ -244,10 +246,15 @@ def _write_labels(folder: Path, numbers: dict[str, Sequence[float]], classes: li
                 writer.add(np.array([int(number) + len(SPECIALS), EOS], dtype=dtype))
 
 
-def _hold_out(run: _Run, out: Path, options: Options) -> dict[str, np.ndarray]:
-    """Items of ``train`` by the split that they go to, and the files rewritten so."""
+def _arrange(run: _Run, out: Path, options: Options) -> dict[str, np.ndarray]:
+    """Items of ``train`` by the split that they go to, in the order to write them, and the files rewritten so."""
+    if not options.holdout and not options.by_length:
+        return {}
     train = run.splits["train"]
     parts = spread(train.hashes, dict(options.holdout), "train")
+    if options.by_length:  # those of one length in the order of their hashes: as read, classes may stand together
+        rows = sorted(parts["train"].tolist(), key=lambda row: (train.sizes[row], train.hashes[row]))
+        parts["train"] = np.array(rows, dtype=np.int64)
     for number in range(train.inputs):
         split_tokens(out / f"input{number}" / "train", parts, train.coder.dtype)
     if options.keep_text:
@@ -291,7 +298,8 @@ def training_flags(report: dict[str, Any]) -> str:
     classes = 1 if report["regression"] else len(report["classes"])
     flags = f"--task sentence_prediction --num-classes {classes} --init-token 0 --max-positions {report['max_tokens']}"
     flags += " --separator-token 2" if report["separator"] else ""
-    return flags + (" --regression-target" if report["regression"] else "")
+    flags += " --regression-target" if report["regression"] else ""
+    return flags + (" --no-shuffle" if report["by_length"] else "")
 
 
 def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Options) -> dict[str, Any]:
@@ -319,7 +327,7 @@ def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Optio
                 if not writer.hashes:
                     dropped = f" ({writer.dropped:,} dropped)" if writer.dropped else ""
                     raise UserError(f"split {name}: no texts{dropped}")
-        parts = _hold_out(run, out, options) if options.holdout else {}
+        parts = _arrange(run, out, options)
         places = _places(run, parts)
         numbers = _numbers(run, places)
         _write_labels(out / "label", numbers, run.labels.names, options.regression)
@@ -336,11 +344,12 @@ def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Optio
             "inputs": inputs,
             "separator": inputs == 2 and coder.separator,
             "max_tokens": options.max_tokens,
+            "by_length": options.by_length,
             "splits": _describe(run, places, numbers),
             "versions": package_versions(),
             "options": options.fingerprint(),
         }
-        return write_report(out, report)
+        return write_report(out, {**report, "flags": training_flags(report)})
 
 
 def _size(item: Item) -> int:

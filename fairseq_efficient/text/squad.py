@@ -219,6 +219,7 @@ def prepare_squad(files: dict[str, Path], options: Options) -> dict[str, Any]:
             "squad": True,
             "version2": any(split["impossible"] for split in described.values()),
             "separator": separator,
+            "flags": "--task skim_squad" + (" --separator-token 2" if separator else ""),
             "splits": described,
             "versions": package_versions(),
             "options": options.fingerprint(),

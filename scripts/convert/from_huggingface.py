@@ -128,6 +128,7 @@ def convert(source: Source, subwords: Subwords, args: argparse.Namespace, out: P
         "head": next((len(value) for key, value in head.items() if key.endswith("out_proj.bias")), None),
         "left_out": sorted(heads) if not head or args.head else [],
         "stock": stock_note(shape, segments),
+        "flags": training_flags(settings),
     }
     (out / "convert.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return {**report, "weights": sum(value.numel() for value in {v.data_ptr(): v for v in weights.values()}.values())}
@@ -168,7 +169,7 @@ def main() -> None:
         if wrong:
             print(note)
     print(report["stock"])
-    print(f"train with: {training_flags(report['model'])} --restore-file {args.output / 'model.pt'}")
+    print(f"train with: {report['flags']} --restore-file {args.output / 'model.pt'}")
 
 
 if __name__ == "__main__":

@@ -349,3 +349,44 @@ def test_data_are_memory_mapped(prepare: Any, files: list[str], tmp_path: Path) 
     for name in ("input0", "label"):
         found = data_utils.load_indexed_dataset(str(tmp_path / "data" / name / "train"), dictionary)
         assert type(found).__name__ == "MMapIndexedDataset" and len(found) == 18
+
+
+@pytest.mark.parametrize("more", [[], ["--holdout", "10"]])
+def test_by_length(prepare: Any, tmp_path: Path, more: list[str]) -> None:
+    """The same texts with their labels, in order of length; those of one length not in the order of the classes."""
+    draw = random.Random(0)
+    data = [(" ".join(draw.choices(["good", "bad", "film", "play"], k=1 + number % 4)), "x") for number in range(40)]
+    data += [(text.replace("film", "the"), "y") for text, _ in data]
+    args = ["--split", f"train={write_rows(tmp_path / 'train.tsv', data)}", "--keep-text", *more]
+    out = prepare(tmp_path / "sorted", *args, "--by-length")
+    assert "--no-shuffle" in out
+    prepare(tmp_path / "plain", *args)
+    found, plain = (rows(tmp_path / name, "train") for name in ("sorted", "plain"))
+    lengths = [len(words.split()) for words, _ in found]
+    assert lengths == sorted(lengths) and lengths[0] == 3
+    assert sorted(map(str, found)) == sorted(map(str, plain)) and found != plain
+    labels = [target for words, (target,) in found if len(words.split()) == 4]
+    assert labels != sorted(labels) and labels != sorted(labels, reverse=True)
+    texts = [json.loads(line) for line in (tmp_path / "sorted" / "train.jsonl").read_text().splitlines()]
+    assert [(f"<s> {one['texts'][0]} </s>", "xy".index(one["label"])) for one in texts] == [
+        (words, target) for words, (target,) in found
+    ]
+    if more:
+        assert rows(tmp_path / "sorted", "valid") == rows(tmp_path / "plain", "valid")
+    report = json.loads((tmp_path / "sorted" / "prepare.json").read_text())
+    assert report["flags"].endswith("--no-shuffle") and report["by_length"]
+    assert "holds data prepared with other options" in prepare(tmp_path / "plain", *args, "--by-length", expect=2)
+    valid = write_rows(tmp_path / "v.tsv", data[:4])
+    lone = ["--split", f"valid={valid}", "--labels", "x,y", "--by-length"]
+    assert "--by-length: there is no split named train" in prepare(tmp_path / "z", *lone, expect=2)
+
+
+def test_pairs_by_length(prepare: Any, tmp_path: Path) -> None:
+    pairs = [("good " * (1 + number % 3), "bad " * (1 + number % 4), str(number % 2)) for number in range(24)]
+    path = write_rows(tmp_path / "a.tsv", pairs, "one\ttwo\tlabel")
+    args = ["--split", f"train={path}", "--text-field", "one,two"]
+    prepare(tmp_path / "sorted", *args, "--by-length")
+    prepare(tmp_path / "plain", *args)
+    found, plain = (rows(tmp_path / name, "train") for name in ("sorted", "plain"))
+    assert [len(words.split()) for words, _ in found] == sorted(len(words.split()) for words, _ in plain)
+    assert sorted(map(str, found)) == sorted(map(str, plain))

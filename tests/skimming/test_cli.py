@@ -216,7 +216,8 @@ def test_a_vanilla_roberta_starts_a_skimming_one(vanilla: Path, sentence_data: P
     found = valid_log(output)
     assert "no skim predictor for layer 0, 1: starts new" in output
     assert found["keep_ratio"] == 1.0
-    assert abs(found["loss"] - expected["loss"]) < 1e-3 and found["accuracy"] == expected["accuracy"]
+    assert abs(found["loss"] - expected["loss"]) < 1e-3
+    assert abs(found["accuracy"] - expected["accuracy"]) < 0.06  # stock rounds to one digit
     again = train(sentence_data, tmp_path, *start, "--max-update", "30", "--skim-lambda", "3")
     assert "done training" in again
 
