@@ -1,9 +1,15 @@
 """Where a model skips the tokens of a text: each token with the first layer that no longer computes it."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.text.symbols import SPECIALS
 from skimming.classification_hub import Classifier, Prediction, Row
 
 
@@ -30,23 +36,33 @@ class Inspection(NamedTuple):
     prediction: Prediction
 
 
+def check_skims(model: Any) -> None:
+    """Raises UserError for a model that does not skip tokens."""
+    if not hasattr(model, "untrained_predictors"):
+        raise UserError("this checkpoint is not of a skim_roberta model: it skips no tokens")
+
+
 def inspect(classifier: Classifier, texts: Sequence[tuple[str, ...]]) -> list[Inspection]:
     """Inspections of texts (one or a pair each), in their order.
 
     Raises:
         UserError: the model does not skip tokens.
     """
-    if not hasattr(classifier.model, "untrained_predictors"):
-        raise UserError("this checkpoint is not of a skim_roberta model: it skips no tokens")
+    check_skims(classifier.model)
     found = []
     for text, row in zip(texts, classifier.rows(texts), strict=True):
         logits, extra = classifier.logits([row.tokens], return_skim_masks=True)
-        entered = extra["skim_masks"][:, 0, : len(row.tokens)].bool().cpu()
-        counts = entered.sum(0).tolist()  # a token that is skipped never comes back
-        skipped = [None if count == len(entered) else count for count in counts]
-        kept = entered.float().mean(1).tolist()
+        skipped, kept = skipped_at(extra["skim_masks"][:, 0, : len(row.tokens)])
         found.append(Inspection(_tokens(classifier, text, row, skipped), kept, classifier.prediction(logits[0])))
     return found
+
+
+def skipped_at(masks: Tensor) -> tuple[list[int | None], list[float]]:
+    """From one row's masks (L, T), 1 = the token enters: the first layer that each token does not enter, None if it
+    enters all, and the share of tokens that enters each layer."""
+    entered = masks.bool().cpu()
+    counts = entered.sum(0).tolist()  # a token that is skipped never comes back
+    return [None if count == len(entered) else count for count in counts], entered.float().mean(1).tolist()
 
 
 def _tokens(classifier: Classifier, texts: Sequence[str], row: Row, skipped: Sequence[int | None]) -> list[Token]:
@@ -70,3 +86,66 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
         "label": inspection.prediction.label,
         "probabilities": inspection.prediction.probabilities,
     }
+
+
+# --- texts of a split ------------------------------------------------------------------------------------------------
+
+
+class Labelled(NamedTuple):
+    """A text (or a pair) of a split, and its label or score as written; "" without one."""
+
+    texts: tuple[str, ...]
+    label: str
+
+
+def texts_of_split(classifier: Classifier, subset: str, first: int, count: int) -> list[Labelled]:
+    """Texts of the classifier's data: as they were (``--keep-text``), or decoded from their tokens.
+
+    Raises:
+        UserError: no such split, or fewer texts.
+    """
+    folder = Path(classifier.task.cfg.data)
+    try:
+        dataset = classifier.task.load_dataset(subset)
+    except (FileNotFoundError, AssertionError):
+        raise UserError(f"{folder}: no split {subset!r} (--subset)") from None
+    if first >= len(dataset):
+        raise UserError(f"--document {first}: {subset} has {len(dataset):,} texts, counted from 0")
+    numbers = range(first, min(first + count, len(dataset)))
+    lines = _kept_texts(folder / f"{subset}.jsonl", len(dataset))
+    found = []
+    for number in numbers:
+        item = dataset[number]
+        texts = lines[number] if lines else _decoded(classifier, item["net_input.src_tokens"])
+        found.append(Labelled(texts, _label(classifier, item.get("target"))))
+    return found
+
+
+def _kept_texts(path: Path, size: int) -> list[tuple[str, ...]]:
+    """Texts that prepare_classification.py kept; none if it did not."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="\n") as file:
+        lines = [tuple(json.loads(line)["texts"]) for line in file]
+    return lines if len(lines) == size else []
+
+
+def _decoded(classifier: Classifier, tokens: Tensor) -> tuple[str, ...]:
+    table = classifier.coder.table
+    symbols = {int(index): classifier.subwords.symbols[number] for number, index in enumerate(table)}
+    parts: list[list[str]] = [[]]
+    for index in tokens.tolist():
+        if index >= len(SPECIALS) or index == classifier.task.source_dictionary.unk():
+            parts[-1].append(symbols[index])
+        elif parts[-1]:
+            parts.append([])
+    return tuple(classifier.subwords.decode(part) for part in parts if part)
+
+
+def _label(classifier: Classifier, target: Any) -> str:
+    if target is None:
+        return ""
+    target = torch.as_tensor(target).flatten()
+    if classifier.data.regression:
+        return f"{float(target[0]) * (classifier.data.top or 1.0):g}"
+    return classifier.classes[int(target[0])]

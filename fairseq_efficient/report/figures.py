@@ -32,6 +32,7 @@ class Line:
     """One curve; ``dots`` marks its points, ``dashed`` and ``faint`` set it apart.
 
     ``series`` numbers its colour (default: its place among the lines); without a label it is not in the legend.
+    ``notes`` stand beside its points.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Line:
     dashed: bool = False
     faint: bool = False
     series: int | None = None
+    notes: Sequence[str] = ()
 
 
 def series_color(number: int) -> str:
@@ -128,6 +130,8 @@ def _plot_lines(axes: Axes, lines: Sequence[Line]) -> None:
         label = line.label or "_"  # which matplotlib leaves out of legends
         dash = "--" if line.dashed else "-"
         axes.plot(line.x, line.y, color=series_color(series), label=label, linestyle=dash, **marks, **faint)
+        for x, y, note in zip(line.x, line.y, line.notes, strict=False):
+            axes.annotate(note, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=_STAND_INS["ink"])
 
 
 def _scale(axes: Axes, top: float | None, percent: bool) -> None:

@@ -1,5 +1,7 @@
 """What all pages need: files of a run, and the footer."""
 
+import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,25 @@ def find_files(
         if paths[name] is None:
             print(f"no {run / candidates[0]}: left out{flag}", file=sys.stderr)
     return paths
+
+
+def run_names(args: argparse.Namespace) -> list[str]:
+    """``--names``, or the part of the folders' paths in which they differ; UserError if they are not told apart."""
+    if args.names:
+        names = [name.strip() for name in args.names.split(",")]
+        if len(names) != len(args.runs):
+            raise UserError(f"--names {args.names}: {len(names)} names for {len(args.runs)} runs")
+    else:
+        paths = [list(run.resolve().parts) for run in args.runs]
+        while len(paths) > 1 and min(map(len, paths)) > 1 and len({path[-1] for path in paths}) == 1:
+            paths = [path[:-1] for path in paths]
+        while len(paths) > 1 and min(map(len, paths)) > 1 and len({path[0] for path in paths}) == 1:
+            paths = [path[1:] for path in paths]
+        own = 2 if re.fullmatch(r"seed\d+.*", paths[0][-1]) else 1  # MODEL/seedN, as the quality run names its folders
+        names = ["/".join(path if len(paths) > 1 else path[-own:]) for path in paths]
+    if len(set(names)) < len(names) or not all(names):
+        raise UserError("the runs must be different folders (or give them different --names)")
+    return names
 
 
 def footer() -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from fairseq_efficient.report.parts import Page
 from fairseq_efficient.report.segments import Segmentation, lengths_section, text_section
 from fairseq_efficient.report.stages import read_stages
 from fairseq_efficient.report.train_log import read_train_log
-from report_pages.common import CHECKPOINTS, find_files, footer
+from report_pages.common import CHECKPOINTS, find_files, footer, run_names
 
 HELP = "language models that pool characters to segments"
 EPILOG = """
@@ -103,25 +102,6 @@ def find(folder: Path, args: argparse.Namespace) -> dict[str, Path | None]:
         "stages": ["stages.json"],
     }
     return find_files(folder, places)
-
-
-def run_names(args: argparse.Namespace) -> list[str]:
-    """``--names``, or the part of the folders' paths in which they differ; UserError if they are not told apart."""
-    if args.names:
-        names = [name.strip() for name in args.names.split(",")]
-        if len(names) != len(args.runs):
-            raise UserError(f"--names {args.names}: {len(names)} names for {len(args.runs)} runs")
-    else:
-        paths = [list(run.resolve().parts) for run in args.runs]
-        while len(paths) > 1 and min(map(len, paths)) > 1 and len({path[-1] for path in paths}) == 1:
-            paths = [path[:-1] for path in paths]
-        while len(paths) > 1 and min(map(len, paths)) > 1 and len({path[0] for path in paths}) == 1:
-            paths = [path[1:] for path in paths]
-        own = 2 if re.fullmatch(r"seed\d+.*", paths[0][-1]) else 1  # MODEL/seedN, as the quality run names its folders
-        names = ["/".join(path if len(paths) > 1 else path[-own:]) for path in paths]
-    if len(set(names)) < len(names) or not all(names):
-        raise UserError("the runs must be different folders (or give them different --names)")
-    return names
 
 
 def load(run: Run, data: Path | None) -> None:
