@@ -2,7 +2,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PACKAGES = ("fairseq_efficient", "deep_pyramidion", "dynamic_pooling", "skimming", "efficient_systems")
+PACKAGES = ("fairseq_efficient", "deep_pyramidion", "dynamic_pooling", "skimming", "par_search", "efficient_systems")
 
 setup(
     name="fairseq-efficient",

@@ -2,4 +2,5 @@
 
 import deep_pyramidion  # noqa: F401
 import dynamic_pooling  # noqa: F401
+import par_search  # noqa: F401
 import skimming  # noqa: F401

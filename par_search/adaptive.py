@@ -24,6 +24,9 @@ class ExactAdaptiveSoftmax(AdaptiveSoftmax):
         super().__init__(vocab_size, input_dim, cutoff, dropout, **more)
         self.pad = pad
 
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+        """Nothing: stock asks for its version, which the weights of ``--store-ema`` do not hold."""
+
     def forward(self, input: Tensor, target: Tensor) -> tuple[list[Any], list[Any]]:
         """What ``adaptive_loss`` takes: logits of the head and of each tail that has a target, and those targets.
 

@@ -6,6 +6,7 @@ H heads of width d. In incremental decoding one new state per row, (R, C).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,8 @@ class AttentionBlock(nn.Module):
     Relative attention of Transformer-XL, without biases in its projections, with its own two bias vectors.
     """
 
+    projected: Tensor | None  # what is made of positions, while weights stay
+
     def __init__(self, options: BlockOptions):
         super().__init__()
         o = self.options = options
@@ -63,17 +66,38 @@ class AttentionBlock(nn.Module):
         self.content_bias = nn.Parameter(torch.empty(o.heads, o.head_dim))
         self.position_bias = nn.Parameter(torch.empty(o.heads, o.head_dim))
         self.layer_norm = nn.LayerNorm(o.dim)
+        self.register_buffer("projected", None, persistent=False)
         for name, weight in self.named_parameters():
             if not name.startswith("layer_norm"):
                 nn.init.normal_(weight, 0.0, o.init_std)
+
+    def prepare_positions(self, positions: Tensor) -> None:
+        """Project sinusoids (K, C) before evaluation with weights that stay; training and other weights undo it."""
+        self.projected = self.self_attn.project_positions(positions).contiguous()
+
+    def train(self, mode: bool = True) -> "AttentionBlock":
+        if mode:
+            self.projected = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.projected = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _positions(self, reach: "Reach", keys: int) -> Tensor:
+        """Sinusoids for so many keys, or what was made of them."""
+        known = self.projected
+        return reach.positions if known is None or known.size(1) < keys else known
 
     def forward(self, x: Tensor, memory: Tensor | None, reach: Reach) -> tuple[Tensor, Tensor]:
         """(out (B, T, C), what to remember: the last ``reach.length`` places of memory and x, without gradient)."""
         kept: list[Tensor] = []
 
+        positions = self._positions(reach, x.size(1) + (0 if memory is None else memory.size(-2)))
+
         def attend(y: Tensor) -> Tensor:
             out, keys, values = self.self_attn.attend(
-                y, reach.positions, self.content_bias, self.position_bias, memory=memory, window=reach.window
+                y, positions, self.content_bias, self.position_bias, memory=memory, window=reach.window
             )
             if self.options.cache_keys:
                 start = max(0, keys.size(2) - reach.length)
@@ -94,8 +118,8 @@ class AttentionBlock(nn.Module):
 
     def fill(self, x: Tensor, reach: Reach, cache: LayerCache) -> Tensor:
         """:meth:`forward` without memory, leaving an empty cache as if the tokens had come one by one."""
-        biases = self.content_bias, self.position_bias
-        return self._around(x, lambda y: self.self_attn.fill(y, reach.positions, *biases, cache))
+        positions, biases = self._positions(reach, x.size(1)), (self.content_bias, self.position_bias)
+        return self._around(x, lambda y: self.self_attn.fill(y, positions, *biases, cache))
 
     def step(self, x: Tensor, cache: LayerCache) -> Tensor:
         """x (R, C): a new state for each row of the cache."""

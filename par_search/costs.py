@@ -59,14 +59,16 @@ class Costs:
         return (probabilities * costs).sum()
 
 
-def flop_costs(shape: Shape) -> Costs:
+def flop_costs(shape: Shape, prepared: bool = False) -> Costs:
     """GFLOP of a block for one sentence, 2 for each multiply-add.
 
     Attention: queries and output for T tokens; keys and values for K tokens (of cached ones T); positions for K
-    distances; scores of content and position and the weighted sum, T x K each. As figure 1 of the paper counts.
+    distances (not if ``prepared``); scores of content and position and the weighted sum, T x K each. As figure 1 of
+    the paper counts.
     """
     width, keys = shape.heads * shape.head_dim, shape.tokens + shape.memory
     distances = min(keys, shape.clamp_len + 1) if shape.clamp_len >= 0 else keys
+    distances = 0 if prepared else distances
     projected = shape.tokens if shape.cache_memory == "keys" else keys
     products = shape.dim * width * (2 * shape.tokens + 2 * projected + distances) + 3 * width * shape.tokens * keys
     feed_forward = 4 * shape.dim * shape.ffn * shape.tokens

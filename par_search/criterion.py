@@ -57,10 +57,9 @@ class SearchCriterion(CrossEntropyCriterion):
         return loss, size, logging
 
     def compute_loss(self, model: Any, net_output: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, Tensor]:
-        softmax = model.decoder.adaptive_softmax
-        if softmax is None or not hasattr(softmax, "loss"):
+        if not hasattr(model.decoder, "nll"):  # a model of another package
             return super().compute_loss(model, net_output, sample, reduce)
-        loss = softmax.loss(net_output[0], model.get_targets(sample, net_output), reduce)
+        loss = model.decoder.nll(net_output[0], model.get_targets(sample, net_output), reduce)
         return loss, loss
 
     # --- the architecture -------------------------------------------------------------------------------------------

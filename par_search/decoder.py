@@ -13,7 +13,7 @@ import torch
 from fairseq.models import FairseqIncrementalDecoder
 from fairseq.modules import AdaptiveInput
 from torch import Tensor, nn
-from torch.nn.functional import dropout
+from torch.nn.functional import cross_entropy, dropout
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.modules.relative_self_attention import sinusoids
@@ -62,35 +62,47 @@ class DecodingState:
 
 
 class BlockDecoder(FairseqIncrementalDecoder):
-    """What the language model and the supernet share: all but the blocks. See :class:`ParDecoder`."""
+    """What the language model and the supernet share: all but the blocks. See :class:`ParDecoder`.
 
-    def __init__(self, dictionary: Any, options: DecoderOptions):
+    Args:
+        ends: a net of the same sizes whose embedding and softmax are used.
+    """
+
+    def __init__(self, dictionary: Any, options: DecoderOptions, ends: "BlockDecoder | None" = None):
         super().__init__(dictionary)
         o = self.options = options
-        dim, types = o.block.dim, len(dictionary)
         self.pad: int = dictionary.pad()
-        self.scale = dim**0.5
-        adaptive = None
+        self.scale = o.block.dim**0.5
+        self.embed_tokens: Any = None
+        self.output_projection: Any = None
+        self.adaptive_softmax: Any = None
+        if ends is None:
+            self._build_ends(len(dictionary), o)
+        else:
+            self.embed_tokens, self.output_projection = ends.embed_tokens, ends.output_projection
+            self.adaptive_softmax = ends.adaptive_softmax
+        self.layer_norm = nn.LayerNorm(o.block.dim) if o.block.normalize_before else None
+        rows = max(o.mem_len + o.tokens, LEAST_POSITIONS)
+        self.register_buffer("position_table", sinusoids(rows, o.block.dim), persistent=False)
+        self.num_updates = 0
+
+    def _build_ends(self, types: int, o: DecoderOptions) -> None:
+        dim, adaptive = o.block.dim, None
         if o.input_cutoffs:
             adaptive = AdaptiveInput(types, self.pad, dim, o.input_factor, dim, list(o.input_cutoffs))
-        self.embed_tokens: Any = adaptive or nn.Embedding(types, dim, self.pad)
+        self.embed_tokens = adaptive or nn.Embedding(types, dim, self.pad)
         if adaptive is None:
             reset_embedding(self.embed_tokens)
-        self.layer_norm = nn.LayerNorm(dim) if o.block.normalize_before else None
-        self.output_projection: Any = None
         if o.cutoffs:
-            self.adaptive_softmax: Any = ExactAdaptiveSoftmax(
+            self.adaptive_softmax = ExactAdaptiveSoftmax(
                 types, dim, list(o.cutoffs), o.softmax_dropout, self.pad, factor=o.softmax_factor,
                 adaptive_inputs=adaptive if o.tie_weights else None, tie_proj=o.tie_projections,
             )  # fmt: skip
-        else:
-            self.output_projection = nn.Linear(dim, types, bias=False)
-            nn.init.normal_(self.output_projection.weight, 0.0, dim**-0.5)
-            if o.tie_weights:
-                self.output_projection.weight = self.embed_tokens.weight
-        rows = max(o.mem_len + o.tokens, LEAST_POSITIONS)
-        self.register_buffer("position_table", sinusoids(rows, dim), persistent=False)
-        self.num_updates = 0
+            return
+        self.output_projection = nn.Linear(dim, types, bias=False)
+        nn.init.normal_(self.output_projection.weight, 0.0, dim**-0.5)
+        if o.tie_weights:
+            self.output_projection.weight = self.embed_tokens.weight
 
     # --- which blocks -------------------------------------------------------------------------------------------
 
@@ -184,12 +196,15 @@ class BlockDecoder(FairseqIncrementalDecoder):
         return dropout(self.embed_tokens(tokens) * self.scale, self.options.block.dropout, self.training)
 
     def _positions(self, count: int, like: Tensor) -> Tensor:
+        return dropout(self._table(count, like), self.options.block.dropout, self.training)
+
+    def _table(self, count: int, like: Tensor) -> Tensor:
         table: Tensor = self.position_table
         if table.size(0) < count or like.dtype == torch.float64:
             table = sinusoids(
                 count, self.options.block.dim, like.device, torch.promote_types(like.dtype, torch.float32)
             )
-        return dropout(table[:count].to(like.dtype), self.options.block.dropout, self.training)
+        return table[:count].to(like.dtype)
 
     def _end(self, x: Tensor) -> Tensor:
         return x if self.layer_norm is None else self.layer_norm(x)
@@ -197,6 +212,25 @@ class BlockDecoder(FairseqIncrementalDecoder):
     def output_layer(self, features: Tensor, **_: Any) -> Tensor:
         """(B, T, C) -> logits (B, T, V); unchanged if an adaptive softmax reads them."""
         return features if self.adaptive_softmax is not None else self.output_projection(features)
+
+    def nll(self, output: Tensor, target: Tensor, reduce: bool = True) -> Tensor:
+        """Negative log-likelihood (nats, fp32 or better) of target (B, T) by what :meth:`forward` returned; pads count
+        nothing. The sum; with ``reduce=False`` (B * T,)."""
+        if self.adaptive_softmax is not None:
+            loss: Tensor = self.adaptive_softmax.loss(output, target, reduce)
+            return loss
+        logits = output.flatten(0, 1) if output.dtype == torch.float64 else output.flatten(0, 1).float()
+        how = "sum" if reduce else "none"
+        return cross_entropy(logits, target.flatten(), ignore_index=self.pad, reduction=how)
+
+    def prepare_positions(self, count: int) -> None:
+        """Project the positions of ``count`` keys before evaluation; with more keys it is done as they come.
+
+        For weights that do not change any more: fairseq's tools call it through ``prepare_for_inference_``.
+        """
+        with cpu_bf16_autocast(self.options.cpu_bf16, self.position_table.device), torch.no_grad():
+            for block in self.slots():
+                block.prepare_positions(self._table(count, block.content_bias))
 
     # --- incremental decoding -----------------------------------------------------------------------------------
 
@@ -250,8 +284,8 @@ class BlockDecoder(FairseqIncrementalDecoder):
 class ParDecoder(BlockDecoder):
     """Language model over tokens (B, T) whose blocks are what ``layout`` says; memory for attention blocks only."""
 
-    def __init__(self, dictionary: Any, options: DecoderOptions, layout: str):
-        super().__init__(dictionary, options)
+    def __init__(self, dictionary: Any, options: DecoderOptions, layout: str, ends: BlockDecoder | None = None):
+        super().__init__(dictionary, options, ends)
         self.layout = layout
         kinds = {"a": AttentionBlock, "f": FeedForwardBlock}
         self.blocks = nn.ModuleList(kinds[kind](options.block) if kind in kinds else nn.Identity() for kind in layout)

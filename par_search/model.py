@@ -47,6 +47,10 @@ class BlockLanguageModel(StreamLanguageModel):
         super().prepare_for_inference_(cfg)
         if self.decoder.options.cpu_bf16 and next(self.parameters()).device.type == "cpu":
             round_linear_weights_(self)
+        task, options = getattr(cfg, "task", None), self.decoder.options
+        memory, tokens = (getattr(task, f"eval_{name}", None) for name in ("mem_len", "tokens_per_sample"))
+        tokens = tokens or getattr(task, "tokens_per_sample", None) or options.tokens
+        self.decoder.prepare_positions((options.mem_len if memory is None else memory) + tokens)
 
 
 @register_model("par_lm", dataclass=ParLMConfig)

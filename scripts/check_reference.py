@@ -18,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from deep_pyramidion import recording as pyramidion
 from dynamic_pooling import recording as dynamic_pooling
 from fairseq_efficient.errors import UserError, run_main
+from par_search import recording as par_search
 from skimming import recording as skimming
 
-CHECKS = {**pyramidion.CHECKS, **dynamic_pooling.CHECKS, **skimming.CHECKS}
+CHECKS = {**pyramidion.CHECKS, **dynamic_pooling.CHECKS, **skimming.CHECKS, **par_search.CHECKS}
 
 
 def main() -> int:

@@ -8,12 +8,16 @@ from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from report_pages import dynamic_pooling, pyramidion
+from report_pages import dynamic_pooling, par_search, pyramidion
 
 from fairseq_efficient.errors import run_main
 from fairseq_efficient.report import page
 
-SYSTEMS: dict[str, ModuleType] = {"dynamic_pooling": dynamic_pooling, "pyramidion": pyramidion}
+SYSTEMS: dict[str, ModuleType] = {
+    "dynamic_pooling": dynamic_pooling,
+    "par_search": par_search,
+    "pyramidion": pyramidion,
+}
 
 
 def get_parser() -> argparse.ArgumentParser:

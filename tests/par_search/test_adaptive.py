@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from fairseq.criterions.adaptive_loss import AdaptiveLoss
+from fairseq.modules import AdaptiveSoftmax
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
-from par_search.adaptive import parse_cutoffs
+from par_search.adaptive import ExactAdaptiveSoftmax, parse_cutoffs
 from tests.par_search.helpers import ADAPTIVE, TIED, par_lm, task, tokens
 from tests.util import assert_close
 
@@ -139,3 +140,25 @@ def test_the_stock_criterion_takes_our_model():
     sample = {"net_input": {"src_tokens": tokens(2, 17)}, "target": target}
     loss, size, log = AdaptiveLoss(SimpleNamespace(target_dictionary=task().target_dictionary), False)(model, sample)
     assert size == log["ntokens"] == 17 - 1 + 9 and loss.requires_grad
+
+
+@pytest.mark.parametrize("flags", KINDS, ids=str)
+def test_what_is_mended_in_fairseqs_own(flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    """With fairseq's forward its criterion forgets, of each tail, the type whose place there is the number of the pad;
+    and its log-probabilities of a target leave the rows of the others unnormalised."""
+    model = par_lm(**flags)
+    softmax = model.decoder.adaptive_softmax
+    net_output = model(tokens(2, 17))
+    sample = {"net_input": {"src_tokens": tokens(2, 17)}, "target": EVERY}
+    ours = stock_loss(model, sample).squeeze()
+    monkeypatch.setattr(ExactAdaptiveSoftmax, "forward", AdaptiveSoftmax.forward)
+    states = net_output[0].reshape(-1, 16)
+    forgotten = []
+    for number, tail in enumerate(softmax.tail):
+        word = softmax.cutoff[number] + model.decoder.pad
+        local = tail(states[word : word + 1]).log_softmax(-1)  # in EVERY a type stands at the place of its number
+        forgotten.append(-local[0, model.decoder.pad])
+    assert len(forgotten) == 2 and all(one > 0.1 for one in forgotten)
+    assert_close(ours - stock_loss(model, sample).squeeze(), torch.stack(forgotten).sum(), 1e-9)
+    rows = AdaptiveSoftmax.get_log_prob(softmax, net_output[0], EVERY).exp().sum(-1)
+    assert (rows - 1).abs().max() > 0.1

@@ -1,6 +1,7 @@
 """The language model: formulas, causality, memory, padding, decoding."""
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -272,3 +273,37 @@ def test_blocks_do_not_keep_what_they_are_given():
     model.decoder(tokens(), memory=model.decoder(tokens())[1]["memory"])
     assert {name: set(vars(module)) for name, module in model.named_modules()} == names
     assert any(isinstance(module, AttentionBlock) for module in model.modules())
+
+
+# --- positions prepared for inference -------------------------------------------------------------------------------
+
+
+@variants
+def test_prepared_positions_change_nothing(flags: dict[str, Any]):
+    """Also where more keys come than were prepared for, and in decoding with a prompt."""
+    for model in models(flags):
+        stream = tokens(2, 21)
+        plain = [blockwise(model, stream, [8, 8, 5]), model.decoder(stream)[0], decode(model.decoder, stream, 9)]
+        for count in (5, 14, 40):
+            model.decoder.prepare_positions(count)
+            assert all(block.projected.size(1) == count for block in model.decoder.slots())
+            again = [blockwise(model, stream, [8, 8, 5]), model.decoder(stream)[0], decode(model.decoder, stream, 9)]
+            assert_close(again, plain, 1e-10, 1e-10)
+
+
+def test_prepared_positions_are_of_the_weights_that_are_there():
+    """Training and other weights undo the preparation; it is not saved."""
+    model, stream = par_lm("afa"), tokens()
+    generation = SimpleNamespace(beam=1, print_alignment=None)
+    cfg = SimpleNamespace(generation=generation, task=SimpleNamespace(eval_mem_len=9, eval_tokens_per_sample=4))
+    model.prepare_for_inference_(cfg)
+    assert [block.projected.size(1) for block in model.decoder.slots()] == [13, 13]
+    assert not any("projected" in name for name in model.state_dict())
+    model.prepare_for_inference_(SimpleNamespace(generation=generation))
+    assert model.decoder.slots()[0].projected.size(1) == 14  # --mem-len and --tokens-per-sample
+    other = par_lm("afa", seed=3)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model(stream)[0], other(stream)[0])
+    other.decoder.prepare_positions(14)
+    other.train()
+    assert all(block.projected is None for block in other.decoder.slots())

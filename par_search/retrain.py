@@ -1,0 +1,61 @@
+"""The command that trains a derived layout from scratch, with all else as in the search."""
+
+import dataclasses
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fairseq.dataclass.configs import CommonConfig, DatasetConfig, OptimizationConfig
+from fairseq.optim import OPTIMIZER_DATACLASS_REGISTRY
+from fairseq.optim.lr_scheduler import LR_SCHEDULER_DATACLASS_REGISTRY
+
+from fairseq_efficient.plugin.segment_lm import SegmentLMConfig
+from par_search.config import ParLMConfig
+
+_LEFT_OUT = {  # of the search, of its place, or said otherwise
+    "model": {"layout", "layout_rule", "par_ratio", "sandwich_coefficient", "decoder_blocks"},
+    "task": {"data"},
+    "optimizer": {"arch_lr", "arch_weight_decay"},
+    "common": {"user_dir", "tensorboard_logdir", "log_file", "wandb_project"},
+    "dataset": {"train_subset", "gen_subset"},
+}
+
+
+def retrain_command(cfg: Mapping[str, Any], layout: str, save_dir: str | Path) -> str:
+    """For a shell, on one line; ``cfg``: the configuration that a checkpoint of the search holds, as plain values."""
+    optimizer, scheduler = str(cfg["optimizer"]["_name"]), str(cfg["lr_scheduler"]["_name"])
+    words = ["fairseq-train", str(cfg["task"]["data"]), "--user-dir", str(cfg["common"]["user_dir"])]
+    words += ["--task", "segment_lm", "--arch", "par_lm", "--layout", layout, "--criterion", "par_search"]
+    words += ["--optimizer", optimizer, "--lr-scheduler", scheduler, "--save-dir", str(save_dir)]
+    parts: list[tuple[str, Any]] = [
+        ("model", ParLMConfig),
+        ("task", SegmentLMConfig),
+        ("optimization", OptimizationConfig),
+        ("dataset", DatasetConfig),
+        ("optimizer", OPTIMIZER_DATACLASS_REGISTRY.get(optimizer)),
+        ("lr_scheduler", LR_SCHEDULER_DATACLASS_REGISTRY.get(scheduler)),
+        ("common", CommonConfig),
+    ]
+    for section, dataclass in parts:
+        if dataclass is not None:
+            words += _flags(section, dataclass(), cfg[section])
+    return shlex.join(words)
+
+
+def _flags(section: str, defaults: Any, values: Mapping[str, Any]) -> Iterator[str]:
+    """Flags of the values that are not their default; those that follow others' (``${...}``) have none."""
+    for one in dataclasses.fields(defaults):
+        default = getattr(defaults, one.name)
+        follows = isinstance(default, str) and default.startswith("${")
+        if one.name in _LEFT_OUT.get(section, ()) or one.name.startswith("_") or follows or one.name not in values:
+            continue
+        value = values[one.name]
+        default = getattr(default, "value", default)  # of a choice
+        if value is None or value == default or str(value) == str(default):
+            continue
+        flag = f"--{one.name.replace('_', '-')}"
+        if isinstance(default, bool):
+            yield flag
+        else:
+            yield from (flag, ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))

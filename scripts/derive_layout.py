@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Read the layout out of a searched supernet, and print the command that trains it: `python scripts/derive_layout.py
+CHECKPOINT`."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fairseq_efficient.errors import UserError, run_main
+
+EPILOG = """
+how the layout is chosen
+  --how argmax   each block is what it most probably is
+  --how best     the best of --samples layouts drawn by the probabilities (and the most probable one), by the bits per
+                 token of --subset that the supernet's own weights give
+  --how budget   the most probable layout of those that cost at most --budget
+Costs are GFLOP by a formula, or milliseconds with --latency-table (scripts/measure_latency.py), of one evaluation step.
+Identity blocks are left out of the layout that is to be trained.
+"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="of a par_supernet")
+    parser.add_argument("--data", metavar="DIR", help="prepared data (default: the one it was trained on)")
+    parser.add_argument("--how", choices=["argmax", "best", "budget"], default="argmax", help="default: %(default)s")
+    parser.add_argument(
+        "--samples", type=int, default=8, metavar="K", help="layouts of --how best (default: %(default)s)"
+    )
+    parser.add_argument("--subset", default="valid", help="split that --how best reads (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, help="lanes of it (default: %(default)s)")
+    parser.add_argument("--max-batches", type=int, metavar="N", help="read no more of it (default: all)")
+    parser.add_argument("--seed", type=int, default=1, help="of the draws (default: %(default)s)")
+    parser.add_argument("--budget", type=float, help="cost of --how budget, in GFLOP or ms; with --relative a share")
+    parser.add_argument("--relative", action="store_true", help="--budget is a share of the interleaved layout's cost")
+    parser.add_argument("--latency-table", metavar="FILE", help="measured costs (default: GFLOP)")
+    parser.add_argument("--tokens", type=int, help="tokens of an evaluation step (default: as trained)")
+    parser.add_argument("--memory", type=int, help="remembered tokens of it (default: --mem-len)")
+    parser.add_argument("--batch", type=int, default=1, help="rows of the measured step (default: %(default)s)")
+    parser.add_argument("--no-measure", action="store_true", help="do not measure the derived net")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--save-dir", help="of the training that is printed (default: beside the search's)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is printed here, too")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    for name, least in (("samples", 1), ("batch_size", 1), ("max_batches", 1), ("tokens", 1), ("memory", 0),
+                        ("batch", 1), ("threads", 1)):  # fmt: skip
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    if (args.how == "budget") != (args.budget is not None):
+        raise UserError("--budget is for --how budget, which needs it")
+    if args.budget is not None and not args.budget >= 0:
+        raise UserError(f"--budget {args.budget}: must not be negative")
+    if args.relative and args.budget is None:
+        raise UserError("--relative is for --budget")
+    if not args.checkpoint.is_file():
+        raise UserError(f"{args.checkpoint}: no such file")
+    if args.json is not None and not args.json.parent.is_dir():
+        raise UserError(f"--json {args.json}: no such folder")
+
+
+def load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """(model, plain configuration, task)."""
+    logging.disable(logging.INFO)
+    from fairseq import checkpoint_utils
+
+    import par_search  # noqa: F401
+    from fairseq_efficient.checkpoints import read_checkpoint
+
+    overrides = {"data": args.data} if args.data else {}
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(args.checkpoint)], overrides)
+    model = models[0].eval()
+    if not hasattr(getattr(model, "decoder", None), "alpha"):
+        raise UserError(f"{args.checkpoint}: not a par_supernet")
+    cfg = read_checkpoint(str(args.checkpoint))["cfg"]
+    if args.data:
+        cfg["task"]["data"] = args.data
+    return model, cfg, task
+
+
+def choose(args: argparse.Namespace, model: Any, task: Any, costs: Any, found: dict[str, Any]) -> str:
+    """The layout, identity blocks included; what was tried goes into ``found``."""
+    import torch
+
+    from par_search import derive
+
+    probabilities = model.decoder.probabilities().detach()
+    if args.how == "argmax":
+        return derive.most_probable(probabilities)
+    if args.how == "budget":
+        budget = args.budget
+        if args.relative:
+            budget *= costs.of_layout(("af" * len(probabilities))[: len(probabilities)])
+        found["budget"] = budget
+        return derive.within_budget(probabilities, costs, budget)
+    torch.manual_seed(args.seed)
+    try:
+        task.load_dataset(args.subset)
+    except FileNotFoundError:
+        raise UserError(f"--subset {args.subset}: no such split in {task.args.data}") from None
+    tried = {}
+    for layout in derive.draw(probabilities, args.samples):
+        bits = derive.bits_per_token(model, task, args.subset, layout, args.batch_size, args.max_batches)
+        tried[layout] = bits
+        print(f"{layout}  {bits:.4f} bits, {costs.of_layout(layout):.4g} {costs.unit}", flush=True)
+    found["tried"] = [{"layout": layout, "bits": bits} for layout, bits in tried.items()]
+    return min(tried, key=lambda layout: tried[layout])
+
+
+def table(probabilities: Sequence[Sequence[float]], layout: str) -> str:
+    lines = ["block  attention  feed-forward  identity  chosen"]
+    for number, (row, kind) in enumerate(zip(probabilities, layout, strict=True)):
+        lines.append(f"{number:5}  {row[0]:9.4f}  {row[1]:12.4f}  {row[2]:8.4f}  {kind:>6}")
+    return "\n".join(lines)
+
+
+def measured(args: argparse.Namespace, model: Any, task: Any, layouts: Sequence[str], shape: Any) -> list[float]:
+    import torch
+
+    from par_search.latency import measure
+
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    return measure(task.source_dictionary, model.decoder.options, layouts, shape, device, runs=5)
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    check(args)
+    model, cfg, task = load(args)
+    from par_search.costs import Shape, flop_costs, read_table
+    from par_search.derive import without_identity
+    from par_search.retrain import retrain_command
+
+    decoder, options = model.decoder, model.decoder.options
+    tokens = args.tokens or options.tokens or 1
+    shape = Shape.of(options.block, tokens, options.mem_len if args.memory is None else args.memory)
+    costs = read_table(args.latency_table, shape) if args.latency_table else flop_costs(shape)
+    found: dict[str, Any] = {"checkpoint": args.checkpoint.name, "how": args.how}
+    chosen = choose(args, model, task, costs, found)
+    layout = without_identity(chosen)
+    probabilities = decoder.probabilities().detach()
+    print(table(probabilities.tolist(), chosen))
+    interleaved = ("af" * len(chosen))[: len(chosen)]
+    expected = costs.rest + costs.expected(probabilities).item()
+    found.update(layout=layout, with_identity=chosen, probabilities=probabilities.tolist(), unit=costs.unit,
+                 expected=expected, cost=costs.of_layout(layout), interleaved=costs.of_layout(interleaved))  # fmt: skip
+    print(f"layout: {layout}")
+    print(f"blocks: {len(layout)} of {len(chosen)}, {layout.count('a')} of them attention")
+    print(f"cost, {tokens} tokens after {shape.memory}: {found['cost']:.4g} {costs.unit}; expected of the supernet "
+          f"{expected:.4g}; interleaved {found['interleaved']:.4g}")  # fmt: skip
+    if not args.no_measure:
+        from dataclasses import replace
+
+        times = measured(args, model, task, [layout, interleaved], replace(shape, batch=args.batch))
+        found.update(measured_ms=times[0], interleaved_ms=times[1])
+        print(f"measured at batch {args.batch}: {times[0]:.2f} ms; interleaved {times[1]:.2f} ms")
+    folder = args.save_dir or f"{args.checkpoint.parent}-{layout}"
+    found["command"] = retrain_command(cfg, layout, folder)
+    print(f"train it:\n{found['command']}")
+    if args.json is not None:
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,284 @@
+"""par_lm and par_supernet through fairseq's commands: training, evaluation, generation, configurations."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from fairseq import checkpoint_utils, tasks
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.options import get_training_parser, parse_args_and_arch
+
+import par_search  # noqa: F401  (registers)
+from fairseq_efficient.checkpoints import read_checkpoint
+from fairseq_efficient.errors import UserError
+from par_search.config import ARCHITECTURES
+from tests.util import ROOT, assert_close, error_line, run_cli, run_in_process
+
+USER_DIR = ("--user-dir", str(ROOT / "par_search"))
+SIZES = (
+    "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "24", "--decoder-attention-heads", "2", "--mem-len", "12",
+)  # fmt: skip
+MODELS = {
+    "plain": ("--arch", "par_lm", "--layout", "aff"),
+    "adaptive": ("--arch", "par_lm", "--layout", "aff", "--adaptive-softmax-cutoff", "6,10",
+                 "--adaptive-softmax-factor", "2", "--adaptive-input", "--adaptive-input-factor", "2",
+                 "--tie-adaptive-weights", "--cache-memory", "keys"),
+    "supernet": ("--arch", "par_supernet", "--decoder-blocks", "3"),
+}  # fmt: skip
+
+
+def train(data: Path, folder: Path, *more: Any) -> str:
+    args = [
+        str(data), *USER_DIR, "--task", "segment_lm", *SIZES, "--criterion", "par_search", "--optimizer", "par_search",
+        "--lr", "0.01", "--batch-size", "4", "--tokens-per-sample", "8", "--max-update", "6", "--save-dir",
+        str(folder), "--log-format", "json", "--log-interval", "1", "--seed", "1", "--cpu", "--num-workers", "0",
+        *map(str, more),
+    ]  # fmt: skip
+    return run_in_process("train", args)
+
+
+@pytest.fixture(scope="module")
+def trained(stream_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for name, flags in MODELS.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        assert "done training" in train(stream_data, folders[name], *flags, "--max-update", 40)
+    return folders
+
+
+def last(folder: Path) -> str:
+    return str(folder / "checkpoint_last.pt")
+
+
+def common(data: Path, folder: Path) -> list[str]:
+    return [str(data), *USER_DIR, "--task", "segment_lm", "--path", last(folder), "--cpu", "--num-workers", "0"]
+
+
+def load(data: Path, folder: Path, **changes: Any) -> tuple[Any, torch.Tensor]:
+    """(model, tokens of the test split)."""
+    overrides = {"data": str(data), **changes}
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task([last(folder)], overrides)
+    task.load_dataset("test")
+    stream = task.dataset("test").stream
+    return models[0].eval(), torch.from_numpy(stream.slice(0, len(stream)))
+
+
+@torch.no_grad()
+def bits_by_hand(model: Any, tokens: torch.Tensor, block: int, length: int | None = None) -> float:
+    """Bits per token of one lane, by full distributions."""
+    total, memory = 0.0, None
+    for start in range(0, len(tokens) - 1, block):
+        end = min(start + block, len(tokens) - 1)
+        output, extra = model.decoder(tokens[None, start:end], memory=memory, memory_length=length)
+        memory = extra["memory"]
+        log_probs = model.get_normalized_probs((output, extra), log_probs=True)[0].double()
+        total -= float(log_probs.gather(1, tokens[start + 1 : end + 1, None]).sum())
+    return total / (len(tokens) - 1) / math.log(2)
+
+
+def eval_lm(data: Path, folder: Path, *more: Any) -> tuple[float, float, int]:
+    """Bits, perplexity, tokens."""
+    flags = ("--gen-subset", "test", "--log-format", "none", *map(str, more))
+    output = run_in_process("eval_lm", [*common(data, folder), *flags])
+    loss = re.search(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)", output)
+    return float(loss[1]), float(loss[2]), int(re.search(r"Evaluated ([\d,]+) tokens", output)[1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_perplexity_is_that_of_one_lane_whatever_the_batch(trained: dict[str, Path], stream_data: Path, name: str):
+    model, tokens = load(stream_data, trained[name])
+    for more, block, length in (((), 8, None), (("--tokens-per-sample", 5, "--eval-mem-len", 20), 5, 20)):
+        expected = bits_by_hand(model, tokens, block, length)
+        for batch in (1, 3):
+            bits, perplexity, count = eval_lm(stream_data, trained[name], "--batch-size", batch, *more)
+            assert count == len(tokens) - 1 == 199
+            assert abs(bits - expected) < 2e-3 and abs(perplexity - 2**expected) < 0.02
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_validation_says_the_same(trained: dict[str, Path], stream_data: Path, name: str):
+    expected = bits_by_hand(*load(stream_data, trained[name]), 8)
+    flags = ("--valid-subset", "test", "--batch-size", "3", "--log-format", "json")
+    output = run_in_process("validate", [*common(stream_data, trained[name]), *flags])
+    line = next(line for line in output.splitlines() if '"test_loss"' in line or '"loss"' in line)
+    assert abs(float(re.search(r'"(?:test_)?loss": "?([\d.]+)', line)[1]) - expected) < 2e-3
+    assert abs(float(re.search(r'"(?:test_)?ppl": "?([\d.]+)', line)[1]) - 2**expected) < 0.02
+
+
+def test_training_with_fairseqs_criteria(stream_data: Path, tmp_path: Path):
+    """adaptive_loss gives the losses of ours, update by update."""
+    found = {}
+    for criterion in ("par_search", "adaptive_loss"):
+        more = ("--criterion", criterion, "--ddp-backend", "legacy_ddp", "--dropout", 0)
+        output = train(stream_data, tmp_path / criterion, *MODELS["adaptive"], *more)
+        lines = (json.loads(line[line.index("{") :]) for line in output.splitlines() if '"gnorm"' in line)
+        found[criterion] = [float(values["loss"]) for values in lines if "loss" in values]
+    assert len(found["par_search"]) == 6 and found["adaptive_loss"] == pytest.approx(found["par_search"], abs=2e-3)
+    plain = train(stream_data, tmp_path / "x", *MODELS["plain"], "--criterion", "cross_entropy", "--optimizer", "adam")
+    assert "done training" in plain
+
+
+def test_cached_keys_are_the_same_numbers(trained: dict[str, Path], stream_data: Path):
+    model, tokens = load(stream_data, trained["plain"])
+    keys, _ = load(stream_data, trained["plain"], cache_memory="keys")
+    assert keys.decoder.options.block.cache_keys
+    assert bits_by_hand(keys, tokens, 8) == pytest.approx(bits_by_hand(model, tokens, 8), abs=1e-5)
+    more = ("--model-overrides", "{'cache_memory': 'keys'}", "--batch-size", 2)
+    assert eval_lm(stream_data, trained["plain"], *more)[0] == pytest.approx(bits_by_hand(model, tokens, 8), abs=2e-3)
+
+
+def test_a_supernet_is_evaluated_as_mixture_if_asked(trained: dict[str, Path], stream_data: Path):
+    mixture, tokens = load(stream_data, trained["supernet"], supernet_eval="mixture")
+    expected = bits_by_hand(mixture, tokens, 8)
+    argmax, _ = load(stream_data, trained["supernet"])
+    assert abs(bits_by_hand(argmax, tokens, 8) - expected) > 1e-3
+    more = ("--model-overrides", "{'supernet_eval': 'mixture'}", "--batch-size", 2)
+    assert eval_lm(stream_data, trained["supernet"], *more)[0] == pytest.approx(expected, abs=2e-3)
+
+
+# --- generation -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def greedy(model: Any, prompt: list[int], count: int, eos: int) -> list[int]:
+    """Best next tokens by forwards over all that came before, in blocks of one token; pads are never chosen."""
+    found = [eos, *prompt]
+    while len(found) < 1 + count:
+        memory = None
+        for token in found:
+            output, extra = model.decoder(torch.tensor([[token]]), memory=memory)
+            memory = extra["memory"]
+        probs = model.get_normalized_probs((output, extra), log_probs=True)[0, -1]
+        probs[1] = -math.inf
+        found.append(int(probs.argmax()))
+        if found[-1] == eos:
+            break
+    return found[1:]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_generation_is_greedy_search_with_memory(trained: dict[str, Path], stream_data: Path, name: str):
+    model, tokens = load(stream_data, trained[name])
+    flags = ("--gen-subset", "test", "--batch-size", "2", "--prefix-size", "7", "--max-len-b", "24", "--beam", "1",
+             "--tokens-per-sample", "50")  # fmt: skip
+    output = run_in_process("generate", [*common(stream_data, trained[name]), *flags])
+    found = dict(re.findall(r"^H-(\d+)\t\S+\t(.*)$", output, re.MULTILINE))
+    assert len(found) == 4
+    words = model.decoder.dictionary
+    for number, line in found.items():
+        start = 50 * int(number) + 1  # a block's target
+        prompt = tokens[start : start + 7].tolist()
+        prompt = prompt[: prompt.index(words.eos())] if words.eos() in prompt else prompt
+        expected = [token for token in greedy(model, prompt, 24, words.eos()) if token != words.eos()]
+        assert line.split()[:24] == [words[token] for token in expected][: len(line.split())]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "more", [("--beam", "3"), ("--beam", "2", "--nbest", "2", "--sampling")], ids=["beam", "sampling"]
+)
+def test_interactive(trained: dict[str, Path], stream_data: Path, tmp_path: Path, name: str, more: tuple[str, ...]):
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("a b c d e\na b\n", encoding="utf-8")
+    flags = ("--input", str(lines), "--max-len-b", "20", "--buffer-size", "2", *more)
+    output = run_in_process("interactive", [*common(stream_data, trained[name]), *flags])
+    found = re.findall(r"^H-(\d)\t\S+\t(.*)$", output, re.MULTILINE)
+    assert {number for number, _ in found} == {"0", "1"}
+    assert all(text.startswith("a b c d e" if number == "0" else "a b") for number, text in found)
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--layout", "afx"), "--layout afx: 'x' is not one of a (attention)"),
+        (("--layout", "aff", "--decoder-blocks", "4"), "--layout aff: has 3 blocks, but --decoder-blocks says 4"),
+        (("--layout", ","), "has no block"),
+        (("--layout", "", "--layout-rule", "par", "--par-ratio", "1"), "--par-ratio 1.0: must be at least 1.5"),
+        (("--layout", "", "--layout-rule", "sandwich", "--decoder-blocks", "3"), "needs an even number"),
+        (("--mem-len", "-1"), "--mem-len -1: must be at least 0"),
+        (("--adaptive-softmax-cutoff", "9,8"), "expected rising ids"),
+        (("--adaptive-softmax-cutoff", "9,99"), "99 is beyond the dictionary, which has 15 types"),
+    ],
+)
+def test_mistakes_are_one_line(stream_data: Path, tmp_path: Path, more: tuple[str, ...], message: str):
+    with pytest.raises(UserError, match=re.escape(message)):
+        train(stream_data, tmp_path, "--arch", "par_lm", *more)
+
+
+def test_another_layout_does_not_resume(trained: dict[str, Path], stream_data: Path, tmp_path: Path):
+    args = [
+        str(stream_data), *USER_DIR, "--task", "segment_lm", *SIZES, "--criterion", "par_search", "--optimizer",
+        "par_search", "--lr", "0.01", "--batch-size", "4", "--tokens-per-sample", "8", "--max-update", "50", "--cpu",
+        "--save-dir", str(tmp_path), "--restore-file", last(trained["plain"]), "--arch",
+    ]  # fmt: skip
+    line = error_line(run_cli("train", [*args, "par_lm", "--layout", "faf"], expect=2))
+    assert "holds the layout aff, the model has faf: say --layout aff" in line
+    line = error_line(run_cli("train", [*args, "par_supernet", "--decoder-blocks", "3"], expect=2))
+    assert "holds a par_lm of the layout aff, not a par_supernet" in line
+    assert "done training" in run_cli("train", [*args, "par_lm", "--layout", "aff"])
+
+
+# --- configurations -------------------------------------------------------------------------------------------------
+
+NAMES = {"par_lm_txl_": "txl_", "par_lm_": "", "par_supernet_": "supernet_"}
+
+
+def yaml_of(arch: str) -> str:
+    prefix = next(prefix for prefix in NAMES if arch.startswith(prefix))
+    return NAMES[prefix] + arch.removeprefix(prefix)
+
+
+def test_each_configuration_is_an_architecture():
+    folder = ROOT / "par_search" / "configs"
+    assert {path.stem for path in folder.glob("*.yaml")} == {yaml_of(arch) for arch in ARCHITECTURES}
+    for arch, values in ARCHITECTURES.items():
+        found = yaml.safe_load((folder / f"{yaml_of(arch)}.yaml").read_text())["model"]
+        assert found.pop("_name") == arch
+        assert {key: value for key, value in found.items() if not key.startswith("tau")} == values
+    assert tasks.TASK_REGISTRY["par_search"].__module__ == "par_search.task"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_each_architecture_has_the_published_sizes(arch: str):
+    """Flags to a complete configuration; a supernet of the same sizes has as many blocks."""
+    args = ["data", *USER_DIR, "--task", "segment_lm", "--arch", arch, "--optimizer", "par_search", "--max-update", "9"]
+    cfg = convert_namespace_to_omegaconf(parse_args_and_arch(get_training_parser(), args)).model
+    blocks, dim = {"base": (32, 512), "large": (36, 1024), "enwik8": (24, 512), "text8": (24, 512), "small": (6, 128),
+                   "tiny": (6, 64)}[arch.split("_")[-1]]  # fmt: skip
+    assert (cfg.decoder_blocks, cfg.decoder_embed_dim) == (blocks, dim)
+    if "small" in arch:
+        assert (cfg.decoder_attention_heads, cfg.decoder_ffn_embed_dim, cfg.mem_len) == (4, 1024, 16)
+    if arch.startswith("par_lm"):
+        assert str(cfg.layout_rule) == ("interleaved" if "txl" in arch else "par")
+
+
+@pytest.mark.parametrize("arch", ["par_lm_tiny", "par_lm_txl_tiny", "par_supernet_tiny"])
+def test_a_config_on_the_command_line_and_in_yaml_is_the_same(stream_data: Path, tmp_path: Path, arch: str):
+    folder = ROOT / "par_search" / "configs"
+    more = ["task.arch_warmup_updates=1"] if "supernet" in arch else []
+    run_cli(
+        "hydra_train",
+        ["--config-dir", folder, "--config-name", yaml_of(arch), f"hydra.run.dir={tmp_path}",
+         f"common.user_dir={ROOT / 'par_search'}", f"task.data={stream_data}", "++common.cpu=true",
+         f"++checkpoint.save_dir={tmp_path / 'yaml'}", "dataset.num_workers=0", "optimization.max_update=2",
+         "dataset.batch_size=4", "lr_scheduler.warmup_updates=1", "task.tokens_per_sample=8", *more]
+    )  # fmt: skip
+    search = ("--task", "par_search", "--arch-warmup-updates", 1, "--weight-decay", 0.0001) if more else ()
+    flags = ("--arch", arch, "--lr", 0.002, "--lr-scheduler", "cosine", "--warmup-updates", 1, "--clip-norm", 0.25)
+    args = [
+        str(stream_data), *USER_DIR, "--task", "segment_lm", "--criterion", "par_search", "--optimizer", "par_search",
+        "--batch-size", "4", "--tokens-per-sample", "8", "--max-update", "2", "--save-dir", str(tmp_path / "flags"),
+        "--seed", "1", "--cpu", "--num-workers", "0", *map(str, (*flags, *search)),
+    ]  # fmt: skip
+    run_in_process("train", args)
+    states = [read_checkpoint(last(tmp_path / name)) for name in ("yaml", "flags")]
+    assert states[0]["cfg"]["model"] == states[1]["cfg"]["model"]
+    assert_close(states[0]["model"], states[1]["model"], 0, 0)
