@@ -21,7 +21,7 @@ from typing import Any
 import numpy
 import torch
 
-from fairseq_efficient import checkpoints, compat_cli, compat_tasks
+from fairseq_efficient import checkpoints, compat_cli, compat_optim, compat_tasks
 from fairseq_efficient.checkpoint_rules import check_checkpoint
 from fairseq_efficient.errors import UserError
 
@@ -56,6 +56,7 @@ def apply() -> None:
     broadcast_plain_state()
     ask_all_ranks_before_saving()
     compat_tasks.let_tasks_end_training(_patch)
+    compat_optim.keep_out_of_weight_decay(_patch)
     check_commands()
 
 

@@ -73,6 +73,18 @@ class MemoryCell:
         """Keep ``memory`` for the next block. A model that is called twice for a block leaves what it left first."""
         self.after.setdefault(id(model), [one.detach() for one in memory])
 
+    def split(self, rows: Sequence[int]) -> list["MemoryCell"]:
+        """Cells for parts of the batch, of so many rows each; :meth:`join` brings together what they leave."""
+        parts = {key: [one.split(list(rows)) for one in memory] for key, memory in self._before.items()}
+        before = [{key: [one[part] for one in memory] for key, memory in parts.items()} for part in range(len(rows))]
+        return [MemoryCell(self.place, one, self.length) for one in before]
+
+    def join(self, cells: Sequence["MemoryCell"]) -> None:
+        """Leave what the parts of the batch left, in their order."""
+        for key in cells[0].after:
+            parts = zip(*(cell.after[key] for cell in cells), strict=True)
+            self.after[key] = [torch.cat(one) for one in parts]
+
 
 @dataclass
 class _Slot:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from fairseq.models import FairseqLanguageModel
 from torch import Tensor
 
@@ -39,6 +40,9 @@ class StreamLanguageModel(FairseqLanguageModel):
         """
         return None
 
+    def after_update(self, optimizer: Any) -> None:
+        """Called by the task after each step of the (fairseq) optimizer; for parameters that have a range."""
+
     def max_positions(self) -> int:
         """No limit."""
         return ANY_LENGTH
@@ -47,3 +51,15 @@ class StreamLanguageModel(FairseqLanguageModel):
 def layers_reach(layers: int, memory_length: int, tokens: int) -> int:
     """:meth:`StreamLanguageModel.memory_reach` of a stack of ``layers`` that attend over ``memory_length`` places."""
     return layers * -(-memory_length // tokens) * tokens
+
+
+def left_aligned(tokens: Tensor, pad: int, training: bool) -> tuple[Tensor, Tensor | None]:
+    """Tokens (B, T) with all pads at the right, and where each has gone to (B, T); None where no pad is at the left.
+
+    The trainer's batches are never left-padded, so a GPU is not asked in training.
+    """
+    padding_mask = tokens.eq(pad)
+    if (training and tokens.is_cuda) or not bool(padding_mask[:, :1].any()):
+        return tokens, None
+    order = padding_mask.to(torch.uint8).argsort(dim=1, stable=True)
+    return tokens.gather(1, order), order.argsort(1)

@@ -18,6 +18,7 @@ from fairseq_efficient.data.token_stream import Lanes, LanesIterator, StreamData
 from fairseq_efficient.data.token_windows import TokenStream
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel
+from fairseq_efficient.plugin.batch_split import step_by_parts
 from fairseq_efficient.plugin.prefilled_generation import PromptReader
 from fairseq_efficient.stream_memory import MemoryCell, StreamMemory, collect
 
@@ -65,6 +66,13 @@ class SegmentLMConfig(LanguageModelingConfig):
             "none and goes on slightly differently"
         },
     )
+    batch_split: int = field(
+        default=1,
+        metadata={
+            "help": "compute a training batch in so many parts, one after the other: less memory, the same gradient "
+            "(--update-freq, beside it, is more lanes)"
+        },
+    )
     update_freq: List[int] = II("optimization.update_freq")  # noqa: RUF009
 
 
@@ -97,7 +105,9 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
         if args.tokens_per_sample < 0:  # fairseq-eval-lm subtracts --context-window
             raise UserError("--tokens-per-sample must not be negative, and --context-window is not for the segment_lm "
                             "task: memory is the context (--eval-mem-len)")  # fmt: skip
-        for name, least in (("eval_tokens_per_sample", 1), ("eval_mem_len", 0), ("eval_warmup", 0)):
+        for name, least in (
+            ("eval_tokens_per_sample", 1), ("eval_mem_len", 0), ("eval_warmup", 0), ("batch_split", 1)
+        ):  # fmt: skip
             value = getattr(args, name, None)
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
@@ -213,9 +223,24 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
         place = sample.get("stream")
         real = not ignore_grad and place is not None and place.training  # a ghost batch is nowhere in the stream
         sample, cell = self.remember(sample, model) if real else (sample, None)
-        result = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        parts = self.args.batch_split if real else 1
+        if parts > 1:
+            step = super().train_step
+
+            def one(part: Any) -> Any:
+                return step(part, model, criterion, optimizer, update_num)
+
+            result = step_by_parts(one, sample, parts, self.dictionary.pad(), model, criterion)
+        else:
+            result = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         self.memory.close(cell)
         return result
+
+    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        super().optimizer_step(optimizer, model, update_num)
+        model = _unwrapped(model)
+        if isinstance(model, StreamLanguageModel):
+            model.after_update(optimizer)
 
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
         if not sample:  # fairseq-validate on a rank without lanes
@@ -229,8 +254,7 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
 
     def remember(self, sample: Any, model: Any) -> Any:
         """(``sample`` with a cell as the model's input ``memory``, that cell); no cell if the model takes none."""
-        while isinstance(getattr(model, "module", None), torch.nn.Module):  # wrappers of distributed training
-            model = model.module
+        model = _unwrapped(model)
         if not isinstance(model, StreamLanguageModel):
             return sample, None
         place = sample["stream"]
@@ -309,6 +333,13 @@ class _Remembering:
                 sample, cell = self._task.remember(sample, model)
             yield sample
             self._task.memory.close(cell)
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model inside the wrappers of distributed training."""
+    while isinstance(getattr(model, "module", None), torch.nn.Module):
+        model = model.module
+    return model
 
 
 def _regroup(memory: Any, rows: int) -> Any:
