@@ -14,6 +14,7 @@ from fairseq.data import Dictionary
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from adaptive_span import original as adaptive_span
 from deep_pyramidion import original as pyramidion
 from dynamic_pooling import original as dynamic_pooling
 from fairseq_efficient.checkpoints import atomic_save, exported, read_checkpoint
@@ -26,6 +27,12 @@ dictionary. The result loads with fairseq-generate --user-dir deep_pyramidion --
 dynamic_pooling: a checkpoint of PiotrNawrot/dynamic-pooling (args and model_state inside); --dict is a fairseq
 dictionary with the original's characters in the order of their ids, which the original counts from its data (by
 frequency): scripts/prepare_lm.py writes one. The result loads with --user-dir dynamic_pooling and its task.
+
+adaptive_span: a checkpoint of facebookresearch/adaptive-span (its keys: iter_no, model, optimizer, logger); --dict is a
+fairseq dictionary with the original's symbols in the order of their ids (<eos> among them, if it has one, becomes
+fairseq's). The result loads with --user-dir adaptive_span --task segment_lm, and computes what the original does: its
+mask after the softmax, its cache of zeros (--model-overrides "{'adapt_span_mask': 'exact', 'empty_cache': 'masked'}"
+for ours).
 """
 Converted = tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]  # model and task settings, weights, criterion
 
@@ -100,7 +107,17 @@ def convert_dynamic_pooling(state: dict[str, Any], words: Dictionary, path: Path
     return model, task, weights, "dynamic_pooling_cross_entropy"
 
 
+def convert_adaptive_span(state: dict[str, Any], words: Dictionary, path: Path) -> Converted:
+    if not isinstance(state.get("model"), dict) or "iter_no" not in state:
+        raise UserError(f"{path}: holds no model and iter_no, not a checkpoint of adaptive-span")
+    decoder, config = adaptive_span.model_from_original(state["model"], words)
+    weights = {f"decoder.{name}": value for name, value in decoder.state_dict().items()}
+    model = {**settings(config), "_name": "sequential_lm"}
+    return model, {"_name": "segment_lm", "data": None, "tokens_per_sample": 512}, weights, "adaptive_span_loss"
+
+
 SYSTEMS: dict[str, Callable[[dict[str, Any], Dictionary, Path], Converted]] = {
+    "adaptive_span": convert_adaptive_span,
     "pyramidion": convert_pyramidion,
     "dynamic_pooling": convert_dynamic_pooling,
 }

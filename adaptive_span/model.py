@@ -1,0 +1,136 @@
+"""The model ``sequential_lm``: flags to parts, with one line for each mistake."""
+
+from typing import Any
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model
+
+from adaptive_span.attention import AttentionOptions
+from adaptive_span.config import ARCHITECTURES, SequentialConfig
+from adaptive_span.decoder import AdaptiveOptions, DecoderOptions, SequentialDecoder
+from adaptive_span.layers import LayerOptions
+from adaptive_span.optimizer import copy_into_master_
+from adaptive_span.spans import SpanOptions
+from fairseq_efficient.errors import UserError
+from fairseq_efficient.modules.adaptive_softmax import read_cutoffs
+from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach
+from fairseq_efficient.plugin.flat_config import complete_config, with_defaults
+from fairseq_efficient.precision import round_linear_weights_
+
+
+@register_model("sequential_lm", dataclass=SequentialConfig)
+class SequentialLanguageModel(StreamLanguageModel):
+    """Transformer over a stream whose heads learn how far they look (Sukhbaatar et al. 2019, arXiv 1905.07799)."""
+
+    arch = "sequential_lm"
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        gen_parser_from_dataclass(parser, SequentialConfig(), delete_default=False)
+        parser.set_defaults(**ARCHITECTURES.get(cls.arch, {}))  # see flat_config
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "SequentialLanguageModel":
+        """Raises UserError for flags that are out of range or cannot work together."""
+        cfg = complete_config(cfg, getattr(cls, "__dataclass"))
+        return cls(SequentialDecoder(task.source_dictionary, decoder_options(cfg, task.source_dictionary)))
+
+    def memory_reach(self, tokens: int, memory_length: int | None = None) -> int:
+        """Each layer reaches back by the blocks that its longest span covers."""
+        found = [max(widths) for widths in self.decoder.span_widths()]
+        if memory_length is not None:
+            found = [min(width, memory_length) for width in found]
+        return sum(layers_reach(1, width, tokens) for width in found)
+
+    def after_update(self, optimizer: Any) -> None:
+        """Bring spans back into range, in the optimizer's own copies too; called after each step."""
+        self.decoder.clamp_spans_()
+        for layer in self.decoder.layers:
+            if layer.self_attn.spans is not None:
+                for parameter in layer.self_attn.spans.parameters():
+                    copy_into_master_(optimizer, parameter)
+
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        super().prepare_for_inference_(cfg)
+        if self.decoder.options.cpu_bf16 and next(self.parameters()).device.type == "cpu":
+            round_linear_weights_(self)
+
+
+def decoder_options(cfg: Any, dictionary: Any) -> DecoderOptions:
+    """Checked plain values of a complete :class:`SequentialConfig`."""
+    _check_ranges(cfg)
+    dim, heads = cfg.decoder_embed_dim, cfg.decoder_attention_heads
+    if dim % heads:
+        raise UserError(f"--decoder-attention-heads {heads} must divide --decoder-embed-dim {dim}")
+    for name in ("adapt_span_layer", "dynamic_span", "adapt_span_loss", "adapt_span_cache"):
+        if getattr(cfg, name) and not cfg.adapt_span:
+            raise UserError(f"--{name.replace('_', '-')} is of learned spans: say --adapt-span too")
+    spans = None
+    if cfg.adapt_span:
+        spans = SpanOptions(
+            cfg.attn_span,
+            cfg.adapt_span_ramp,
+            cfg.adapt_span_init,
+            cfg.adapt_span_layer,
+            cfg.dynamic_span,
+            cfg.adapt_span_cache,
+        )
+    inside = [cfg.dropout if rate is None else rate for rate in (cfg.attention_dropout, cfg.activation_dropout)]
+    attention = AttentionOptions(
+        dim,
+        heads,
+        cfg.attn_span,
+        inside[0],
+        spans,
+        cfg.pers_mem_size,
+        str(cfg.adapt_span_mask) == "orig",
+        str(cfg.empty_cache) == "zeros",
+    )
+    cutoffs, input_cutoffs = read_cutoffs(cfg, dictionary, dim)
+    return DecoderOptions(
+        LayerOptions(attention, cfg.decoder_ffn_embed_dim, inside[1], str(cfg.activation_fn)),
+        cfg.decoder_layers,
+        cfg.emb_dropout,
+        cfg.adapt_span_loss,
+        AdaptiveOptions(
+            cutoffs,
+            cfg.adaptive_softmax_factor,
+            cfg.adaptive_softmax_dropout,
+            input_cutoffs,
+            cfg.adaptive_input_factor,
+            cfg.tie_adaptive_weights,
+            cfg.tie_adaptive_proj,
+        ),
+        cfg.checkpoint_activations,
+        cfg.cpu_bf16,
+    )
+
+
+def _check_ranges(cfg: Any) -> None:
+    for name, least in (("decoder_layers", 1), ("decoder_embed_dim", 1), ("decoder_ffn_embed_dim", 1),
+                        ("decoder_attention_heads", 1), ("attn_span", 1), ("adapt_span_ramp", 1),
+                        ("adapt_span_loss", 0), ("pers_mem_size", 0)):  # fmt: skip
+        if not getattr(cfg, name) >= least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be at least {least}")
+    if not 0 <= cfg.adapt_span_init <= 1:
+        raise UserError(f"--adapt-span-init {cfg.adapt_span_init}: is a share of --attn-span, from 0 to 1")
+    for name in ("dropout", "attention_dropout", "activation_dropout", "emb_dropout", "adaptive_softmax_dropout"):
+        value = getattr(cfg, name)
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 0 and below 1")
+
+
+def _register_architectures() -> None:
+    """Each architecture is a registered model of its own, as in ``deep_pyramidion.model``."""
+    for arch, values in ARCHITECTURES.items():
+        name = "".join(part.title() for part in arch.split("_"))
+        config = with_defaults(SequentialConfig, f"{name}Config", values)
+        model = type(
+            f"{name}Model",
+            (SequentialLanguageModel,),
+            {"__module__": __name__, "__doc__": f"``--arch {arch}``", "arch": arch},
+        )
+        register_model(arch, dataclass=config)(model)
+
+
+_register_architectures()

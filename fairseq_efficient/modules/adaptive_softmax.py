@@ -1,0 +1,224 @@
+"""fairseq's adaptive softmax with exact results: all rows normalised, and no type taken for a pad."""
+
+import itertools
+from typing import Any
+
+import torch
+from fairseq.modules import AdaptiveInput, AdaptiveSoftmax
+from fairseq.modules.fairseq_dropout import FairseqDropout
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, dropout, linear, log_softmax
+
+from fairseq_efficient.errors import UserError
+
+
+class CleanAdaptiveInput(AdaptiveInput):
+    """fairseq's (Baevski and Auli 2019), whose checkpoints no longer hold a number that nobody wrote."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._float_tensor.zero_()
+
+
+class ExactAdaptiveSoftmax(AdaptiveSoftmax):
+    """Grave et al. 2017 (arXiv 1609.04309): a head of frequent types and clusters, narrower tails of rare types.
+
+    Two faults of the stock one are mended: asked for the log-probabilities of a target, it leaves all other types
+    unnormalised; and its criterion ``adaptive_loss`` takes the type next to a tail's first for a pad, and forgets it.
+
+    Args:
+        pad: id of the pad, which is in the head. Others as fairseq's.
+    """
+
+    def __init__(self, vocab_size: int, input_dim: int, cutoff: list[int], dropout: float, pad: int, **more: Any):
+        super().__init__(vocab_size, input_dim, cutoff, dropout, **more)
+        self.pad = pad
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+        """Nothing: stock asks for its version, which the weights of ``--store-ema`` do not hold."""
+
+    def forward(self, input: Tensor, target: Tensor) -> tuple[list[Any], list[Any]]:
+        """What ``adaptive_loss`` takes: logits of the head and of each tail that has a target, and those targets.
+
+        In a tail no target is the number of the pad, which the criterion ignores: that type changes its place.
+        """
+        output, targets = super().forward(input, target)
+        for tail in range(1, len(output)):
+            if output[tail] is not None and output[tail].size(1) > self.pad:
+                output[tail], targets[tail] = self._without_pad(output[tail], targets[tail])
+        return output, targets
+
+    def _without_pad(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """One column more: that of the pad is impossible, and what stood there is last."""
+        pad, size = self.pad, logits.size(1)
+        empty = torch.full_like(logits[:, :1], float("-inf"))
+        moved = torch.cat([logits[:, :pad], empty, logits[:, pad + 1 :], logits[:, pad : pad + 1]], 1)
+        return moved, target.masked_fill(target == pad, size)
+
+    def loss(self, input: Tensor, target: Tensor, reduce: bool = True) -> Tensor:
+        """Negative log-likelihood of target (B, T) at states (B, T, C), in fp32 or better; pads count nothing.
+
+        Returns:
+            The sum; with ``reduce=False`` (B * T,). Tails without target get a gradient of zero.
+        """
+        states, target = input.reshape(-1, input.size(-1)), target.reshape(-1)
+        states = self.dropout_module(states)
+        bounds = torch.tensor(self.cutoff[:-1], device=target.device)
+        band = torch.bucketize(target, bounds, right=True)  # 0 is the head
+        head_target = torch.where(band == 0, target, self.cutoff[0] + band - 1)
+        total = cross_entropy(_wide(self.head(states)), head_target, ignore_index=self.pad, reduction="none")
+        total = total.sum() if reduce else total
+        for number, tail in enumerate(self.tail):
+            rows = (band == number + 1).nonzero().squeeze(1)
+            logits = _wide(tail(states.index_select(0, rows)))
+            local = target.index_select(0, rows) - self.cutoff[number]
+            if reduce:
+                total = total + cross_entropy(logits, local, reduction="sum")
+            else:
+                total = total.index_add(0, rows, cross_entropy(logits, local, reduction="none"))
+        return total
+
+    def get_log_prob(self, input: Tensor, target: Tensor | None = None) -> Tensor:
+        """Log-probabilities (B, T, V) of all types at states (B, T, C), in fp32 or better, whatever the target."""
+        states = input.reshape(-1, input.size(-1))
+        head = log_softmax(_wide(self.head(states)), -1)
+        first = self.cutoff[0]
+        found = head.new_empty(states.size(0), self.vocab_size)
+        found[:, :first] = head[:, :first]
+        for number, tail in enumerate(self.tail):
+            start, end = self.cutoff[number], self.cutoff[number + 1]
+            found[:, start:end] = log_softmax(_wide(tail(states)), -1) + head[:, first + number, None]
+        return found.view(*input.shape[:-1], -1)
+
+
+class ProjectedAdaptiveSoftmax(ExactAdaptiveSoftmax):
+    """The same with biases and a projection before the head too, as adaptive-span's code has it.
+
+    Args:
+        adaptive_inputs: share its embeddings (of all bands). tie_proj: and its projections, transposed. Others as
+            fairseq's.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        input_dim: int,
+        cutoff: list[int],
+        dropout: float,
+        pad: int,
+        factor: float = 4.0,
+        adaptive_inputs: Any = None,
+        tie_proj: bool = False,
+    ):
+        nn.Module.__init__(self)  # stock would first make bands of another form
+        self.vocab_size, self.input_dim, self.factor, self.pad = vocab_size, input_dim, factor, pad
+        self.cutoff = [*cutoff, vocab_size]
+        self.dropout_module = FairseqDropout(dropout, module_name=type(self).__name__)
+        bands = []
+        for number, (start, end) in enumerate(itertools.pairwise([0, *self.cutoff])):
+            words, proj = (None, None) if adaptive_inputs is None else adaptive_inputs.weights_for_band(number)
+            dim = int(input_dim // factor**number)
+            rate = dropout if number else 0.0
+            bands.append(_Band(input_dim, dim, end - start, rate, words, proj if tie_proj else None))
+        self.head = _Head(bands[0], len(cutoff))
+        self.tail = nn.ModuleList(bands[1:])
+        self.register_buffer("version", torch.LongTensor([1]))
+
+
+class _Band(nn.Module):
+    """States (N, C) -> logits of some types (N, n): a projection to d channels, then weight and bias."""
+
+    def __init__(self, width: int, dim: int, types: int, dropout: float, words: Any = None, proj: Any = None):
+        super().__init__()
+        self.dropout = dropout
+        self.proj = nn.Parameter(torch.empty(width, dim)) if proj is None else proj  # as an input's projection to C
+        self.weight = nn.Parameter(torch.empty(types, dim)) if words is None else words
+        self.bias = nn.Parameter(torch.zeros(types))
+        for mine, given in ((self.proj, proj), (self.weight, words)):
+            if given is None:
+                nn.init.xavier_uniform_(mine)
+
+    def narrow(self, states: Tensor) -> Tensor:
+        return dropout(linear(states, self.proj.t()), self.dropout, self.training)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return linear(self.narrow(states), self.weight, self.bias)
+
+
+class _Head(nn.Module):
+    """The band of frequent types, and one logit for each tail."""
+
+    def __init__(self, band: _Band, clusters: int):
+        super().__init__()
+        self.words = band
+        self.class_proj = nn.Linear(band.weight.size(1), clusters)
+
+    def forward(self, states: Tensor) -> Tensor:
+        y = self.words.narrow(states)
+        return torch.cat([linear(y, self.words.weight, self.words.bias), self.class_proj(y)], -1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def parse_cutoffs(flag: str, text: str | None, types: int, pad: int) -> list[int]:
+    """``"2000,10000"`` -> [2000, 10000]; none -> [].
+
+    Raises:
+        UserError: no numbers; not rising; the first not beyond the special symbols; the last not inside the dictionary.
+    """
+    if text is None or not str(text).strip():
+        return []
+    wrong = UserError(f"--{flag} {text}: expected rising ids with commas between them, e.g. 2000,10000")
+    try:
+        found = [int(word) for word in str(text).strip(" ()[]").split(",") if word.strip()]
+    except ValueError:
+        raise wrong from None
+    if not found or sorted(set(found)) != found:
+        raise wrong
+    if found[0] <= pad < types:
+        raise UserError(f"--{flag} {text}: the first must be beyond the special symbols (at least {pad + 1})")
+    if found[-1] >= types:
+        raise UserError(f"--{flag} {text}: {found[-1]} is beyond the dictionary, which has {types:,} types")
+    return found
+
+
+def check_widths(dim: int, factor: float, bands: int, flag: str) -> None:
+    """UserError if a band would have no channel."""
+    if not factor >= 1:
+        raise UserError(f"--{flag} {factor}: must be at least 1")
+    if dim // factor ** (bands - 1) < 1:
+        raise UserError(f"--{flag} {factor}: band {bands} of {bands} would have no channel left of {dim}")
+
+
+def reset_embedding(embedding: nn.Embedding) -> None:
+    """Normal, of length 1 on average; the pad is zero."""
+    nn.init.normal_(embedding.weight, 0.0, embedding.embedding_dim**-0.5)
+    if embedding.padding_idx is not None:
+        nn.init.zeros_(embedding.weight[embedding.padding_idx])
+
+
+def read_cutoffs(cfg: Any, dictionary: Any, dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Cutoffs of softmax and input by the flags ``--adaptive-*``; none is ().
+
+    Raises:
+        UserError: they cannot be, or cannot be tied.
+    """
+    types, pad = len(dictionary), dictionary.pad()
+    softmax = parse_cutoffs("adaptive-softmax-cutoff", cfg.adaptive_softmax_cutoff, types, pad)
+    inputs = parse_cutoffs("adaptive-input-cutoff", cfg.adaptive_input_cutoff, types, pad)
+    if inputs and not cfg.adaptive_input:
+        raise UserError("--adaptive-input-cutoff needs --adaptive-input")
+    inputs = (inputs or softmax) if cfg.adaptive_input else []
+    if cfg.adaptive_input and not inputs:
+        raise UserError("--adaptive-input needs --adaptive-input-cutoff or --adaptive-softmax-cutoff")
+    check_widths(dim, cfg.adaptive_softmax_factor, len(softmax) + 1, "adaptive-softmax-factor")
+    check_widths(dim, cfg.adaptive_input_factor, len(inputs) + 1, "adaptive-input-factor")
+    if cfg.tie_adaptive_proj and not cfg.tie_adaptive_weights:
+        raise UserError("--tie-adaptive-proj needs --tie-adaptive-weights")
+    if cfg.tie_adaptive_weights:
+        same = inputs == softmax and cfg.adaptive_input_factor == cfg.adaptive_softmax_factor
+        if not softmax or not inputs or not same:
+            raise UserError("--tie-adaptive-weights needs adaptive softmax and input of the same cutoffs and factor")
+    return tuple(softmax), tuple(inputs)
