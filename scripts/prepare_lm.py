@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepare text for fairseq's language models of characters, bytes or words: `python scripts/prepare_lm.py DEST`."""
+"""Prepare text for fairseq's language models, as characters, bytes, sub-words or words: `prepare_lm.py DEST`."""
 
 import argparse
 import sys
@@ -18,6 +18,7 @@ from fairseq_efficient.text.fetch import default_cache
 from fairseq_efficient.text.lm import Block, Dropped, Options, Reader, prepare
 from fairseq_efficient.text.lm_clean import ALPHABETS, CLEANERS
 from fairseq_efficient.text.lm_read import FORMATS, Tell, cut_blocks, raw_blocks, read_text
+from fairseq_efficient.text.lm_subwords import DEFAULT_TYPES
 from fairseq_efficient.text.prepared import check_names, describe, existing, named_files
 from fairseq_efficient.text.symbols import SYMBOL_KINDS
 
@@ -37,13 +38,16 @@ symbols:
   characters   the space is ▁ (a ▁ in the text is taken for a space); other whitespace and control characters are
                <0xHH>, so a newline inside a document is <0x0A>
   bytes        printable ASCII as itself, the space is ▁, every other byte <0xHH>; all 256 are in the dictionary
+  subwords     pieces of a sentencepiece unigram model, trained on train or given; runs of blanks are one, Unicode is
+               normalised (NFKC), a newline is <0x0A>; ids are by falling frequency, as an adaptive softmax needs it
   words        split at whitespace; a newline is the word <0x0A>
 </s> ends each document (not with --no-eos). fairseq adds its 4 special types to the dictionary.
 
-DEST then holds SPLIT.{bin,idx}, dict.txt and prepare.json, and of a unigram tokenizer unigram.model and
+DEST then holds SPLIT.{bin,idx}, dict.txt and prepare.json, of sub-words spm.model (for fairseq's --bpe sentencepiece
+--sentencepiece-model DEST/spm.model), and of a unigram tokenizer unigram.model and
 SPLIT.boundaries.{bin,idx}: 1 for the last symbol of each of its segments, item by item as the tokens. The texts of
 --keep-text write a newline inside a document as <0x0A> (raw bytes are kept as they are). Give DEST to
-fairseq-train --task language_modeling as the data folder.
+fairseq-train --task language_modeling (or segment_lm) as the data folder.
 """
 
 
@@ -66,13 +70,19 @@ def get_parser() -> argparse.ArgumentParser:
     text.add_argument(
         "--newlines", default="keep", metavar="keep|space", help="inside documents (default: %(default)s)"
     )
+    text.add_argument("--lower-case", action="store_true", help="(of sub-words the model does it: prompts need not be)")
     symbols = parser.add_argument_group("symbols")
     symbols.add_argument("--symbols", default="characters", metavar="|".join(SYMBOL_KINDS), help="default: %(default)s")
     symbols.add_argument("--no-eos", action="store_true", help="no </s> after documents")
     symbols.add_argument(
         "--threshold", type=int, default=1, help="characters or words of train rarer than this become <unk>"
     )
-    symbols.add_argument("--vocab-size", type=int, help="words: types in all, fairseq's 4 included")
+    symbols.add_argument(
+        "--vocab-size",
+        type=int,
+        help=f"words, sub-words: types in all, fairseq's 4 included (default: all words; {DEFAULT_TYPES:,} sub-words)",
+    )
+    symbols.add_argument("--spm", type=Path, metavar="FILE", help="sub-words: use this sentencepiece model")
     symbols.add_argument("--dict", type=Path, metavar="FILE", help="use this dict.txt")
     tokenizer = parser.add_argument_group("boundaries of a unigram tokenizer")
     tokenizer.add_argument("--unigram-vocab", type=int, metavar="N", help="train one of N types on train")
@@ -156,10 +166,12 @@ def main() -> None:
         clean=args.clean,
         lang=args.lang,
         newlines=args.newlines,
+        lower_case=args.lower_case,
         eos=not args.no_eos,
         threshold=args.threshold,
         vocab_size=args.vocab_size,
         dict_file=args.dict,
+        spm_file=args.spm,
         unigram_vocab=args.unigram_vocab,
         unigram_file=args.unigram_spm,
         keep_text=args.keep_text,

@@ -22,6 +22,7 @@ from fairseq_efficient.text.boundaries import LONGEST_WORD, Segmenter, whole_wor
 from fairseq_efficient.text.lm_binarize import Coder, SymbolCounter, WordCounter, dictionary_text, write_split
 from fairseq_efficient.text.lm_clean import CLEANERS, cleaner
 from fairseq_efficient.text.lm_read import END, Tell, raw_blocks
+from fairseq_efficient.text.lm_subwords import DEFAULT_TYPES, SubwordCoder, piece_entries
 from fairseq_efficient.text.prepared import package_versions, read_file, sha256_or_none, staging, write_report
 from fairseq_efficient.text.symbols import NEWLINE, SPACE, SPECIALS, SYMBOL_KINDS, check_symbols
 
@@ -30,6 +31,7 @@ Block = str | Raw
 Dropped = Callable[[str, int], object]  # split, documents
 Reader = Callable[[Dropped, Tell], Iterator[tuple[str, Block]]]
 MODEL = "unigram.model"
+SUBWORDS = "spm.model"
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,12 @@ class Options:
     clean: str = "none"
     lang: str = "en"
     newlines: str = "keep"
+    lower_case: bool = False
     eos: bool = True
     threshold: int = 1
     vocab_size: int | None = None
     dict_file: Path | None = None
+    spm_file: Path | None = None
     unigram_vocab: int | None = None
     unigram_file: Path | None = None
     keep_text: bool = False
@@ -66,37 +70,55 @@ class Options:
             if value not in known:
                 raise UserError(f"{flag} {value}: not known; there are {', '.join(known)}")
         cleaner(self.clean, self.lang)
-        for wrong, why in (
-            (self.unigram_vocab is not None and self.unigram_file is not None, "give --unigram-vocab or --unigram-spm"),
-            (
-                self.unigram and self.symbols == "words",
-                "--unigram-vocab, --unigram-spm: need --symbols characters or bytes",
-            ),
-            (
-                self.raw and self.clean != "none",
-                f"--clean {self.clean}: raw bytes stay as they are (give --format text)",
-            ),
-            (self.raw and self.newlines != "keep", "--newlines space: raw bytes stay as they are (give --format text)"),
-            (self.threshold < 1, f"--threshold {self.threshold}: must be at least 1"),
-            (self.threshold > 1 and self.symbols == "bytes", "--threshold: bytes are all in the dictionary"),
-            (self.vocab_size is not None and self.symbols != "words", "--vocab-size: needs --symbols words"),
-            ((self.vocab_size or 5) < 5, f"--vocab-size {self.vocab_size}: must be at least 5"),
-            (
-                self.dict_file is not None and (self.threshold > 1 or self.vocab_size is not None),
-                "--dict: the dictionary is given, so --threshold and --vocab-size have nothing to do",
-            ),
-            ("train" not in names and self.dict_file is None, "no split named train: give the dictionary with --dict"),
-            ("train" not in names and self.unigram_vocab is not None, "--unigram-vocab: no split named train"),
-        ):
+        for wrong, why in (*self._wrong_text(), *self._wrong_symbols(names)):
             if wrong:
                 raise UserError(why)
+
+    def _wrong_text(self) -> Iterator[tuple[bool, str]]:
+        """(Whether it is so, what to say) of options of the text and of a tokenizer's boundaries."""
+        raw = "raw bytes stay as they are (give --format text)"
+        yield self.raw and self.clean != "none", f"--clean {self.clean}: {raw}"
+        yield self.raw and self.newlines != "keep", f"--newlines space: {raw}"
+        yield self.raw and self.lower_case, f"--lower-case: {raw}"
+        both = self.unigram_vocab is not None and self.unigram_file is not None
+        yield both, "give --unigram-vocab or --unigram-spm"
+        yield (
+            self.unigram and self.symbols not in ("characters", "bytes"),
+            "--unigram-vocab, --unigram-spm: need --symbols characters or bytes",
+        )
+
+    def _wrong_symbols(self, names: list[str]) -> Iterator[tuple[bool, str]]:
+        """The same of options of the symbols and of the splits."""
+        subwords, given, sized = self.symbols == "subwords", self.dict_file is not None, self.vocab_size is not None
+        yield self.threshold < 1, f"--threshold {self.threshold}: must be at least 1"
+        yield self.threshold > 1 and self.symbols == "bytes", "--threshold: bytes are all in the dictionary"
+        yield self.threshold > 1 and subwords, "--threshold: sub-words are all in the dictionary (say --vocab-size)"
+        yield sized and self.symbols not in ("words", "subwords"), "--vocab-size: needs --symbols words or subwords"
+        yield (self.vocab_size or 5) < 5, f"--vocab-size {self.vocab_size}: must be at least 5"
+        yield (
+            given and (self.threshold > 1 or sized),
+            "--dict: the dictionary is given, so --threshold and --vocab-size have nothing to do",
+        )
+        yield self.spm_file is not None and not subwords, "--spm: needs --symbols subwords"
+        yield (
+            self.spm_file is not None and (sized or self.lower_case),
+            "--spm: the model is given, so --vocab-size and --lower-case have nothing to do",
+        )
+        yield subwords and given and self.spm_file is None, "--dict: sub-words need their model too (--spm)"
+        yield "train" not in names and not given, "no split named train: give the dictionary with --dict"
+        yield "train" not in names and self.unigram_vocab is not None, "--unigram-vocab: no split named train"
 
     def fingerprint(self) -> dict[str, Any]:
         """The options that change the result, JSON-able."""
         same = ("symbols", "raw", "clean", "newlines", "eos", "threshold", "vocab_size", "unigram_vocab", "keep_text")
         files = {"dict_sha256": sha256_or_none(self.dict_file), "unigram_sha256": sha256_or_none(self.unigram_file)}
         lang = self.lang if self.clean == "text8" else None
-        return {**self.inputs, **{name: getattr(self, name) for name in same}, "lang": lang, **files}
+        found = {**self.inputs, **{name: getattr(self, name) for name in same}, "lang": lang, **files}
+        if self.lower_case:
+            found["lower_case"] = True
+        if self.spm_file is not None:
+            found["spm_sha256"] = sha256_or_none(self.spm_file)
+        return found
 
 
 # --- reading and cleaning ------------------------------------------------------------------------------------------
@@ -132,11 +154,14 @@ class Split:
 
 
 def _plain(blocks: Iterable[str], split: Split, options: Options) -> Iterator[str]:
-    """Blocks whose ``▁`` are spaces, as they would be in the symbols anyway, and whose newlines are as asked for."""
+    """Blocks whose ``▁`` are spaces, as they would be in the symbols anyway, and whose newlines and case are as asked
+    for; the case of sub-words is their model's."""
     for block in blocks:
-        if options.symbols == "characters":
+        if options.symbols in ("characters", "subwords"):
             split.marks += block.count(SPACE)
             block = block.replace(SPACE, " ")
+        if options.lower_case and options.symbols != "subwords":
+            block = block.casefold()
         yield block.replace("\n", " ") if options.newlines == "space" else block
 
 
@@ -199,6 +224,20 @@ def _unigram(text: Path, splits: dict[str, Split], options: Options) -> bytes | 
     return spm.train_segmenter(lines, splits["train"].characters, options.unigram_vocab)
 
 
+def _subwords(text: Path, out: Path, splits: dict[str, Split], options: Options) -> Any:
+    """The processor of the sub-words, given or trained on the cleaned train text; its model is written to ``out``."""
+    if options.spm_file is not None:
+        serialized = read_file(options.spm_file)
+    else:
+        types = DEFAULT_TYPES if options.vocab_size is None else options.vocab_size
+        print(f"training sub-words of {types:,} types on train", flush=True)
+        lines = _lines(_stored(text / "train.txt", options))
+        form, marks = "nfkc_cf" if options.lower_case else "nfkc", (NEWLINE,) if options.newlines == "keep" else ()
+        serialized = spm.train_spm(lines, splits["train"].characters, types, form, marks)
+    (out / SUBWORDS).write_bytes(serialized)
+    return spm.load_model(serialized, str(options.spm_file or SUBWORDS))
+
+
 # --- the whole -----------------------------------------------------------------------------------------------------
 
 
@@ -215,8 +254,28 @@ def _dictionary(counter: Any, options: Options) -> tuple[list[str], bytes]:
     return [symbol for symbol, _ in entries], dictionary_text(entries).encode("utf-8")
 
 
+def _coder(
+    text: Path, out: Path, splits: dict[str, Split], known: tuple[list[str], bytes] | None, options: Options
+) -> tuple[Coder | SubwordCoder, list[str], bytes]:
+    """What encodes the text, its symbols, and dict.txt; of sub-words the dictionary may not be ``known`` yet."""
+    if options.symbols != "subwords":
+        assert known is not None
+        return (Coder(known[0], options.symbols, options.raw), *known)
+    processor, name = _subwords(text, out, splits, options), str(options.spm_file or SUBWORDS)
+    if known is None:
+        entries = piece_entries(processor, name, _stored(text / "train.txt", options))
+        known = [symbol for symbol, _ in entries], dictionary_text(entries).encode("utf-8")
+        check_symbols(known[0], options.symbols, name)
+    return (SubwordCoder(processor, known[0], name), *known)
+
+
 def _encode(
-    splits: dict[str, Split], text: Path, out: Path, coder: Coder, segmenter: Segmenter | None, options: Options
+    splits: dict[str, Split],
+    text: Path,
+    out: Path,
+    coder: Coder | SubwordCoder,
+    segmenter: Segmenter | None,
+    options: Options,
 ) -> None:
     """Write the token files, and the boundary files if there is a segmenter."""
     total = sum((text / f"{name}.txt").stat().st_size for name in splits)
@@ -245,21 +304,25 @@ def prepare(read: Reader, names: list[str], options: Options) -> dict[str, Any]:
     Raises UserError for wrong options and for the first mistake in the text.
     """
     options.check(names)
-    counter: Any = WordCounter() if options.symbols == "words" else SymbolCounter(options.symbols, options.raw)
+    counter: Any = None  # sub-words are not known yet
+    if options.symbols != "subwords":
+        counter = WordCounter() if options.symbols == "words" else SymbolCounter(options.symbols, options.raw)
     with staging(options.destination) as out:
         text = out / "text"
         text.mkdir()
         given = _dictionary(None, options) if options.dict_file is not None else None
-        if options.unigram_file is not None:
-            spm.load_model(read_file(options.unigram_file), str(options.unigram_file))
+        for path in (options.unigram_file, options.spm_file):
+            if path is not None:
+                spm.load_model(read_file(path), str(path))
         splits = _read_splits(read, names, text, counter, options)
-        symbols, dictionary = given or _dictionary(counter, options)
+        known = _dictionary(counter, options) if given is None and counter is not None else given
+        coder, symbols, dictionary = _coder(text, out, splits, known, options)
         serialized = _unigram(text, splits, options)
         segmenter = None
         if serialized is not None:
             segmenter = Segmenter(spm.load_model(serialized, str(options.unigram_file or MODEL)))
             (out / MODEL).write_bytes(serialized)
-        _encode(splits, text, out, Coder(symbols, options.symbols, options.raw), segmenter, options)
+        _encode(splits, text, out, coder, segmenter, options)
         (out / "dict.txt").write_bytes(dictionary)
         if options.keep_text:
             _keep_text(text, out, splits, options)
@@ -274,4 +337,6 @@ def prepare(read: Reader, names: list[str], options: Options) -> dict[str, Any]:
             types = segmenter.processor.get_piece_size()
             digest = sha256(serialized).hexdigest()
             report["unigram"] = {"types": types, "sha256": digest, "respelled_words": segmenter.respelled}
+        if options.symbols == "subwords":
+            report["subwords"] = {"sha256": sha256(read_file(out / SUBWORDS)).hexdigest()}
         return write_report(out, report)

@@ -12,6 +12,7 @@ import numpy as np
 from fairseq_efficient.text.binarize import TokenWriter, token_dtype
 from fairseq_efficient.text.boundaries import LONGEST_WORD, Segmenter, whole_words
 from fairseq_efficient.text.lm_read import END
+from fairseq_efficient.text.lm_subwords import SubwordCoder, whole_lines
 from fairseq_efficient.text.symbols import (
     BYTE_SYMBOLS,
     CODE_POINTS,
@@ -126,13 +127,15 @@ class Written:
 
 
 def _arrays(
-    blocks: Iterable[Any], coder: Coder, segmenter: Segmenter | None
+    blocks: Iterable[Any], coder: Coder | SubwordCoder, segmenter: Segmenter | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Tokens and boundaries of each block; an EOS ends each document, also the one of raw bytes."""
     if segmenter is not None:
         blocks = whole_words(blocks, end=not coder.raw, longest=LONGEST_WORD)
     elif coder.kind == "words":
         blocks = whole_words(blocks)
+    elif coder.kind == "subwords":
+        blocks = whole_lines(blocks)
     held: tuple[np.ndarray, np.ndarray | None, bool] | None = None
     for block in blocks:
         if held is not None:
@@ -161,7 +164,11 @@ def _without_eos(tokens: np.ndarray, bits: np.ndarray | None) -> tuple[np.ndarra
 
 
 def write_split(
-    blocks: Iterable[Any], prefix: Path, coder: Coder, segmenter: Segmenter | None = None, eos: bool = True
+    blocks: Iterable[Any],
+    prefix: Path,
+    coder: Coder | SubwordCoder,
+    segmenter: Segmenter | None = None,
+    eos: bool = True,
 ) -> Written:
     """Write ``PREFIX.bin/.idx`` and, with a segmenter, ``PREFIX.boundaries.bin/.idx``: one item a document.
 

@@ -62,12 +62,15 @@ def _train(lines: Iterable[str], characters: int, flag: str, **options: Any) -> 
     return model.getvalue()
 
 
-def train_spm(lines: Iterable[str], characters: int, types: int, form: str = "nfkc") -> bytes:
+def train_spm(
+    lines: Iterable[str], characters: int, types: int, form: str = "nfkc", marks: tuple[str, ...] = (SENTENCE_MARK,)
+) -> bytes:
     """A serialized unigram model; deterministic.
 
     ``lines`` hold ``characters`` characters in all, of which a sample is used. ``types`` is the size of the
     dictionary in the model that will be trained, fairseq's four special types included. A corpus too small for
-    that gives fewer. UserError if ``types`` is too small for the corpus's characters.
+    that gives fewer. ``form``: nfkc, nfkc_cf (also in lower case) or none; ``marks`` are pieces whatever the text.
+    UserError if ``types`` is too small for the corpus's characters.
     """
     return _train(
         lines,
@@ -75,8 +78,8 @@ def train_spm(lines: Iterable[str], characters: int, types: int, form: str = "nf
         f"--vocab-size {types}",
         vocab_size=types - len(SPECIALS) + 1,
         character_coverage=0.9999,
-        normalization_rule_name="nmt_nfkc" if form == "nfkc" else "identity",
-        user_defined_symbols=[SENTENCE_MARK],
+        normalization_rule_name=f"nmt_{form}" if form in ("nfkc", "nfkc_cf") else "identity",
+        user_defined_symbols=list(marks),
         unk_id=0,
         bos_id=-1,
         eos_id=-1,

@@ -15,7 +15,7 @@ from fairseq_efficient.errors import UserError
 
 SPACE = "▁"
 NEWLINE = "<0x0A>"
-SYMBOL_KINDS = ("characters", "bytes", "words")
+SYMBOL_KINDS = ("characters", "bytes", "words", "subwords")
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq's first four types, in its order
 EOS, UNK = 2, 3
 CODE_POINTS = 0x110000
@@ -83,7 +83,7 @@ def decode_bytes(symbols: str) -> str:
 
 def check_symbols(symbols: Sequence[str], kind: str, name: str) -> None:
     """UserError, naming the line of file ``name``, unless the symbols are a dictionary of this kind."""
-    if kind != "words" and SPACE not in symbols:
+    if kind in ("characters", "bytes") and SPACE not in symbols:
         raise UserError(f"{name}: lacks {SPACE}, the space: not a dictionary for --symbols {kind}")
     if kind == "bytes":
         missing = [symbol for symbol in BYTE_SYMBOLS if symbol not in symbols]

@@ -306,3 +306,57 @@ def test_fairseq_trains_and_continues(prepare: Any, corpus: list[str], tmp_path:
     detokenized = next(line for line in log.splitlines() if line.startswith("D-0")).split("\t")[-1]
     assert detokenized.startswith("ba ke ")
     shutil.rmtree(data)
+
+
+def test_subwords(prepare: Any, corpus: list[str], tmp_path: Path) -> None:
+    """A model of its own, sorted types, lower case, the same again from the model, and what fairseq trains on."""
+    flags = ["--symbols", "subwords", "--vocab-size", 80, "--lower-case"]
+    out = prepare(tmp_path / "data", *corpus, *flags)
+    words = Dictionary.load(str(tmp_path / "data" / "dict.txt"))
+    assert f"{len(words)} types" in out and len(words) <= 80 and "</s> " not in (tmp_path / "data/dict.txt").read_text()
+    counts = words.count[words.nspecial :]
+    assert counts == sorted(counts, reverse=True)
+    model = spm.load_model((tmp_path / "data" / "spm.model").read_bytes(), "m")
+    expected = ["".join(model.encode(line, out_type=str)) + "</s>" for line in lines(200)]
+    assert decode(tmp_path / "data", "train") == expected
+    assert decode(tmp_path / "data", "valid")[-1].startswith("▁<unk>")
+    report = json.loads((tmp_path / "data" / "prepare.json").read_text())
+    assert report["subwords"]["sha256"] == fetch.sha256_of(tmp_path / "data" / "spm.model")
+    assert report["options"]["lower_case"] is True and "spm.model" in report["files"]
+    assert "nothing to do" in prepare(tmp_path / "data", *corpus, *flags)
+    prepare(tmp_path / "again", *corpus, "--symbols", "subwords", "--spm", tmp_path / "data" / "spm.model")
+    given = ["--spm", tmp_path / "data" / "spm.model", "--dict", tmp_path / "data" / "dict.txt"]
+    prepare(tmp_path / "valid", *corpus[2:], "--symbols", "subwords", *given)
+    for name in ("dict.txt", "valid.bin", "valid.idx", "spm.model"):
+        content = (tmp_path / "data" / name).read_bytes()
+        assert content == (tmp_path / "again" / name).read_bytes() == (tmp_path / "valid" / name).read_bytes()
+
+
+def test_lower_case_of_other_symbols(prepare: Any, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("The CAT, Straße\n", encoding="utf-8")
+    (tmp_path / "valid.txt").write_text("cat\n", encoding="utf-8")
+    splits = ["--split", f"train={tmp_path / 'train.txt'}", "--split", f"valid={tmp_path / 'valid.txt'}"]
+    prepare(tmp_path / "characters", *splits, "--lower-case")
+    assert decode(tmp_path / "characters", "train") == ["the▁cat,▁strasse</s>"]
+    prepare(tmp_path / "words", *splits, "--symbols", "words", "--lower-case")
+    assert decode(tmp_path / "words", "train") == ["thecat,strasse</s>"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--symbols", "subwords", "--threshold", "2"], "--threshold: sub-words are all in the dictionary"),
+        (["--symbols", "subwords", "--unigram-vocab", "30"], "need --symbols characters or bytes"),
+        (["--symbols", "subwords", "--dict", "MODEL"], "--dict: sub-words need their model too (--spm)"),
+        (["--symbols", "subwords", "--spm", "MODEL", "--vocab-size", "50"], "--spm: the model is given"),
+        (["--symbols", "subwords", "--spm", "MODEL", "--lower-case"], "--spm: the model is given"),
+        (["--symbols", "subwords", "--spm", "MODEL"], "no.model: not a sentencepiece model"),
+        (["--symbols", "subwords", "--vocab-size", "6"], "--vocab-size 6: sentencepiece cannot train"),
+        (["--spm", "MODEL"], "--spm: needs --symbols subwords"),
+        (["--symbols", "bytes", "--lower-case"], "--lower-case: raw bytes stay as they are"),
+    ],
+)
+def test_mistakes_of_subwords(prepare: Any, corpus: list[str], tmp_path: Path, flags: list[str], said: str) -> None:
+    (tmp_path / "no.model").write_bytes(b"no")
+    flags = [str(tmp_path / "no.model") if flag == "MODEL" else flag for flag in flags]
+    assert said in prepare(tmp_path / "x", *corpus, *flags, expect=2) and not (tmp_path / "x").exists()
