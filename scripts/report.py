@@ -8,7 +8,7 @@ from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from report_pages import dynamic_pooling, par_search, pyramidion
+from report_pages import dynamic_pooling, par_search, pyramidion, skimming
 
 from fairseq_efficient.errors import run_main
 from fairseq_efficient.report import page
@@ -17,6 +17,7 @@ SYSTEMS: dict[str, ModuleType] = {
     "dynamic_pooling": dynamic_pooling,
     "par_search": par_search,
     "pyramidion": pyramidion,
+    "skimming": skimming,
 }
 
 

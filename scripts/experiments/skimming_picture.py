@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Draw quality over speed, a panel for each data set: skimming_picture.py RESULTS.json PICTURE.png."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER)]
+
+# ruff: noqa: E402
+from skimming_page import LIMIT
+
+from fairseq_efficient.report.speed_quality import DENSE, SpeedQuality
+
+INK, GREY, LIGHT, OURS, THEIRS = "#1f2933", "#7b8794", "#e4e7eb", "#00798c", "#d1495b"
+COLUMNS = 3
+
+
+def panel(axes: Any, found: SpeedQuality) -> None:
+    every = found.points()
+    stock = every[0].seconds
+    skimmed = sorted(point for point in every if point.name in found.skimmed)
+    axes.plot([stock / p.seconds for p in skimmed], [p.quality for p in skimmed], color=OURS, marker="o", ms=5, lw=1.6)
+    for point in every:
+        x = stock / point.seconds
+        if point not in skimmed:
+            axes.plot([x], [point.quality], color=THEIRS, marker="s" if point is every[0] else "D", ms=5, ls="")
+        axes.annotate(point.name, (x, point.quality), (4, 4), textcoords="offset points", fontsize=7, color=INK)
+    dense = found.quality(DENSE)
+    if dense is not None:
+        axes.axhline(dense, color=GREY, lw=0.8, ls=":")
+        axes.axhline(dense - LIMIT, color=GREY, lw=0.8, ls="--")
+    axes.set_title(found.about["title"], loc="left", color=INK, fontsize=10)
+    axes.set_ylabel(found.about["metric_title"], color=GREY)
+    axes.set_xlabel(f"times as fast as fairseq, batch {found.headline[0]}, as texts come", color=GREY)
+    axes.margins(x=0.12, y=0.12)
+    axes.grid(color=LIGHT)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw(document: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    every = [found for name in document["sets"] if (found := SpeedQuality.of(document, name)).points()]
+    columns = max(min(len(every), COLUMNS), 1)
+    rows = max(-(-len(every) // columns), 1)
+    figure = pyplot.figure(figsize=(4.6 * columns, 0.4 + 3.6 * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, found in zip(places, every, strict=False):
+        panel(axes, found)
+    for axes in places[len(every) :]:
+        axes.set_visible(False)
+    note = f"Dotted: the dense model; dashed: {LIMIT:g} point below."
+    figure.suptitle(note, fontsize=8, color=GREY, x=0.01, ha="left")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    draw(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))
