@@ -6,8 +6,7 @@ from statistics import mean
 from typing import Any
 
 from dynamic_pooling_plan import MODELS
-
-from fairseq_efficient.bench.machine import describe
+from experiment_pages import duration, made, table
 
 Rows = Mapping[tuple[str, int, str], Mapping[str, Any]]  # (model, seed, metric) -> row
 PAPER = {  # corpus -> model -> test bits per character, shortening factor (Nawrot et al. 2023, table 1)
@@ -69,7 +68,7 @@ def _paper() -> list[str]:
         "and entropy are better than vanilla with segments of 4 to 6 characters, and fixed segments are worse the "
         "longer they are.",
         "",
-        _table(rows),
+        table(rows),
         "",
     ]
 
@@ -95,7 +94,7 @@ def _experiment(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
             f"{check['reported']:.4f}.",
             "",
         ]
-    return [*parts, "Made with:", "", *(_made(made) for made in about["made"]), ""]
+    return [*parts, "Made with:", "", *(made(head) for head in about["made"]), ""]
 
 
 def _facts(data: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
@@ -126,18 +125,18 @@ def _facts(data: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
 
 def _results(found: Rows, models: Sequence[str]) -> str:
     head = ["", "bits", "shortening", "parameters", "updates", "s / update", "training", "memory", "evaluation"]
-    table = [head]
+    lines = [head]
     for model in models:
         first = next(row for (name, _, _), row in found.items() if name == model)
         rows = {seed: row for (name, seed, metric), row in found.items() if (name, metric) == (model, "test_bpc")}
-        table.append([
+        lines.append([
             model, _seeds(values(found, model, "test_bpc"), 4), _shortening(found, model),
             f"{first['params']:,}" if first["params"] else "-", f"{first['updates']:,}",
-            _seeds(values(found, model, "seconds_per_update"), 3), _duration(mean(r["seconds"] for r in rows.values())),
+            _seeds(values(found, model, "seconds_per_update"), 3), duration(mean(r["seconds"] for r in rows.values())),
             f"{max(row['peak_mb'] for row in rows.values()):,} MB",
-            _duration(mean(values(found, model, "eval_seconds").values())),
+            duration(mean(values(found, model, "eval_seconds").values())),
         ])  # fmt: skip
-    return _table(table)
+    return table(lines)
 
 
 def values(found: Rows, model: str, metric: str) -> dict[int, float]:
@@ -172,15 +171,15 @@ def _shortening(found: Rows, model: str, how: str = "") -> str:
 
 def _agreement(found: Rows, models: Sequence[str]) -> list[str]:
     metrics = [f"{what}_{share}" for what in ("spaces", "unigram") for share in ("precision", "recall")]
-    table = [["", "spaces: precision", "recall", "tokenizer: precision", "recall"]]
+    lines = [["", "spaces: precision", "recall", "tokenizer: precision", "recall"]]
     for model in models:
         cells = [values(found, model, metric) for metric in metrics]
         if any(cells):
-            table.append([model, *(f"{100 * mean(cell.values()):.1f} %" if cell else "-" for cell in cells)])
-    if len(table) == 1:
+            lines.append([model, *(f"{100 * mean(cell.values()):.1f} %" if cell else "-" for cell in cells)])
+    if len(lines) == 1:
         return []
     text = "Precision and recall of boundaries, against spaces and document ends, and against the unigram tokenizer's"
-    return [f"{text} pieces (means of the seeds):", "", _table(table), ""]
+    return [f"{text} pieces (means of the seeds):", "", table(lines), ""]
 
 
 def findings(found: Rows, models: Sequence[str], like: str = "text8") -> list[str]:
@@ -224,20 +223,3 @@ def _honest(rows: Sequence[Mapping[str, Any]], data: Mapping[str, Any], settings
         "for large ones.",
         "",
     ]
-
-
-def _made(made: Mapping[str, Any]) -> str:
-    commit = (made["commit"] or "unknown")[:12] + (" with local changes" if made["dirty"] else "")
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    return f"- `{made['command']}`; {made['date']}, {describe(made['machine'])}; commit `{commit}`, {versions}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])

@@ -3,14 +3,18 @@
 import argparse
 import json
 import re
-import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from experiment_runs import split_size
+from experiment_stages import fairseq
+
 from fairseq_efficient.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 MODELS: dict[str, list[str]] = {  # name -> architecture and what else it takes
     "vanilla": ["vanilla"],
     "fixed2": ["fixed", "--fixed-sf", "2"],
@@ -37,18 +41,6 @@ def layers(text: str) -> tuple[int, int, int]:
         raise UserError(f"--layers {text}: expected three numbers above 0, such as 1-3-1")
     pre, shortened, post = map(int, found.groups())
     return pre, shortened, post
-
-
-def split_size(prefix: Path) -> tuple[int, int]:
-    """(documents, tokens with document ends) of a binarised split, by the header of its index."""
-    try:
-        content = Path(f"{prefix}.idx").read_bytes()
-    except OSError as err:
-        raise UserError(f"{prefix}.idx: {err.strerror}") from None
-    if content[:9] != b"MMIDIDX\0\0":
-        raise UserError(f"{prefix}.idx: not an index of --dataset-impl mmap")
-    (count,) = struct.unpack_from("<Q", content, 18)
-    return count, sum(struct.unpack_from(f"<{count}i", content, 26))
 
 
 @dataclass(frozen=True)
@@ -142,6 +134,22 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoints" / "checkpoint_last.pt"
+
+    @property
+    def env(self) -> dict[str, str]:
+        return self.plan.env
+
+    @property
+    def device_flags(self) -> list[str]:
+        return self.plan.device_flags
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells other data from these."""
+        return {split: list(split_size(self.plan.data / split)) for split in ("train", "valid")}
+
+    def command(self, tool: str, flags: Sequence[str]) -> list[str]:
+        return [*fairseq(tool), str(self.plan.data), "--user-dir", str(ROOT / "dynamic_pooling"), *flags]
 
     @property
     def train_flags(self) -> list[str]:

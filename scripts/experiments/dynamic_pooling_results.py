@@ -1,8 +1,6 @@
 """Results of a quality run of language models as JSON rows, merged with those of other runs; the page and picture."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 import dynamic_pooling_page
 from dynamic_pooling_plan import Plan, Run, split_size
 from dynamic_pooling_stages import eval_log, sampled_log, step_seconds, validation
+from experiment_pages import draw
 from experiment_stages import Record, TrainingLog, read_json, read_training_log, write_json
 
 from fairseq_efficient.bench.machine import provenance, this_command
@@ -34,13 +33,7 @@ def write(folder: Path, plan: Plan, runs: Sequence[Run], checked: dict[str, Any]
     document = merge(read_json(path) if path.exists() else {}, new_document(plan, runs, checked))
     write_json(path, document)
     (folder / f"{NAME}.md").write_text(dynamic_pooling_page.page(document), encoding="utf-8")
-    draw(path, folder / f"{NAME}.png")
-
-
-def draw(results: Path, picture: Path) -> None:
-    """In a process of its own: see experiment_stages.run."""
-    command = [sys.executable, str(FOLDER / "dynamic_pooling_picture.py"), str(results), str(picture)]
-    subprocess.run(command, check=True)
+    draw(FOLDER / "dynamic_pooling_picture.py", path, folder / f"{NAME}.png")
 
 
 def new_document(plan: Plan, runs: Sequence[Run], checked: dict[str, Any] | None) -> dict[str, Any]:

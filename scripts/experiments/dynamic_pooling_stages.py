@@ -1,34 +1,21 @@
 """Stages of a quality run of language models: prepare, train, evaluate, validate, recompute. Done ones are skipped."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dynamic_pooling_plan import Plan, Run, split_size
-from experiment_stages import (
-    Record,
-    StageFailed,
-    fairseq,
-    read_json,
-    read_training_log,
-    run,
-    say,
-    show_training,
-    trained,
-    write_json,
-)
+from dynamic_pooling_plan import ROOT, Plan, Run, split_size
+from experiment_runs import score, train, validated
+from experiment_stages import StageFailed, read_json, read_training_log, run, say, write_json
 
-from fairseq_efficient.bench.machine import command_line
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.report.eval_log import read_evaluation
 
+__all__ = ["check_bits", "evaluate", "prepare", "time_updates", "timed_updates", "train", "validate", "validation"]
 FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parents[1]
-STAGES = ("train", "eval", "validate")
 
 
 def prepare(args: argparse.Namespace) -> Path:
@@ -52,71 +39,15 @@ def prepare(args: argparse.Namespace) -> Path:
     return destination
 
 
-def command_of(tool: str, one: Run, flags: Sequence[str]) -> list[str]:
-    return [*fairseq(tool), str(one.plan.data), "--user-dir", str(ROOT / "dynamic_pooling"), *flags]
-
-
-def train(one: Run) -> None:
-    """Train, or go on training; of a finished training only the last checkpoint is kept."""
-    one.folder.mkdir(parents=True, exist_ok=True)
-    path, log = one.folder / "train.json", one.folder / "train.log"
-    settings = {"flags": one.train_flags, "data": data_fingerprint(one.plan)}
-    record = Record.load(path) or Record(settings)
-    if record.settings != settings:
-        raise UserError(f"{one.folder}: was trained with other flags or data; give another --out")
-    if record.done:
-        return say(f"{one.name}: trained already")
-    command = command_of("train", one, [*one.train_flags, *one.watch_flags, "--save-dir", str(one.checkpoint.parent)])
-    if not trained(log, one.updates):  # fairseq, started again after its last update, would do one more
-        say(f"{one.name}: training for {one.updates:,} updates")
-        show = show_training(one.model, one.updates)
-        run(command, log, show, one.plan.env, append=True, record=record, record_file=path)
-        if not trained(log, one.updates):
-            raise StageFailed(f"{one.name}: training ended before or after {one.updates} updates; see {log}")
-    for other in one.checkpoint.parent.glob("checkpoint_*.pt"):
-        if other != one.checkpoint:
-            other.unlink()
-    record.done = True
-    record.save(path)
-    remember(one, "train", record, command)
-
-
-def data_fingerprint(plan: Plan) -> dict[str, Any]:
-    """What tells other data from these."""
-    return {split: list(split_size(plan.data / split)) for split in ("train", "valid")}
-
-
-def remember(one: Run, name: str, record: Record, command: Sequence[str]) -> None:
-    """Add a stage to the run's stages.json, which scripts/report.py reads."""
-    path = one.folder / "stages.json"
-    stages = [stage for stage in (read_json(path) if path.exists() else []) if stage["name"] != name]
-    peak = read_training_log(one.folder / "train.log").gpu_peak_mb if name == "train" else None
-    short = command_line([Path(word).name if "/" in word else word for word in command[1:]])
-    new = {"name": name, "seconds": round(record.seconds, 1), "peak_mb": round(peak or record.peak_mb)}
-    stages.append({**new, "runs": len(record.runs), "done": record.done, "command": short})
-    write_json(path, sorted(stages, key=lambda stage: STAGES.index(stage["name"])))
-
-
-def _score(one: Run, name: str, tool: str, flags: list[str], log: Path) -> None:
+def _score(one: Run, name: str, tool: str, flags: list[str], log: Path, listed: bool = True) -> None:
     """Run a tool over the trained model once."""
-    path = one.folder / f"{name}.json"
-    settings = {"flags": flags, "trained": one.train_flags}
-    record = Record.load(path)
-    if record is not None and record.done and record.settings == settings:
-        return say(f"{one.name}: {tool} done already")
-    say(f"{one.name}: fairseq-{tool} on {one.plan.subset}" + (", sampled" if "sampled" in name else ""))
-    record = Record(settings)
-    command = command_of(tool, one, [*flags, "--path", str(one.checkpoint), *one.plan.device_flags])
 
     def show(line: str) -> str | None:
         told = any(text in line for text in ("Evaluated", "Loss (base 2)"))
         return f"  {line.rstrip().rpartition('eval_lm')[2].lstrip(' |:')}" if told else None
 
-    run(command, log, show, one.plan.env, record=record, record_file=path)
-    record.done = True
-    record.save(path)
-    if name in STAGES:
-        remember(one, name, record, command)
+    said = f"on {one.plan.subset}" + (", sampled" if "sampled" in name else "")
+    score(one, name, tool, flags, log, said, show, listed)
 
 
 def eval_flags(plan: Plan) -> list[str]:
@@ -138,7 +69,7 @@ def evaluate(one: Run) -> None:
 
     if one.model == "gumbel":
         flags = [*eval_flags(one.plan), "--model-overrides", "{'gumbel_eval': 'sampled'}"]
-        _score(one, "eval-sampled", "eval-lm", flags, sampled_log(one))
+        _score(one, "eval-sampled", "eval-lm", flags, sampled_log(one), listed=False)
 
 
 def eval_log(one: Run) -> Path:
@@ -172,19 +103,14 @@ def validate(one: Run) -> None:
 
 def validation(one: Run) -> dict[str, float]:
     """The numbers of :func:`validate`, without their prefix."""
-    path, prefix = one.folder / "validate.log", f"{one.plan.subset}_"
-    for line in reversed(path.read_text(encoding="utf-8", errors="replace").splitlines()):
-        _, found, body = line.partition(f" | {one.plan.subset} | ")
-        if found:
-            return {name.removeprefix(prefix): float(value) for name, value in json.loads(body).items()}
-    raise StageFailed(f"{path}: no result of fairseq-validate in it")
+    return validated(one.folder / "validate.log", one.plan.subset)
 
 
 def check_bits(one: Run) -> dict[str, Any]:
     """Bits of a run, added up here from the log-probability of each character; StageFailed if they differ."""
     log, path = one.folder / "probabilities.log", one.folder / "check.json"
     flags = [*eval_flags(one.plan), "--output-word-probs"]
-    _score(one, "probabilities", "eval-lm", flags, log)
+    _score(one, "probabilities", "eval-lm", flags, log, listed=False)
     reported = read_evaluation(eval_log(one))
     command = [sys.executable, str(FOLDER / "dynamic_pooling_check.py"), str(log), str(one.plan.data)]
     run([*command, one.plan.subset, str(path)], path.with_suffix(".log"), env=one.plan.env)
@@ -228,7 +154,7 @@ def time_updates(runs: Sequence[Run], count: int) -> None:
         flags = [*one.train_flags, "--max-update", str(count), "--log-interval", "1", "--no-save"]
         flags += ["--restore-file", str(one.checkpoint), "--reset-optimizer", "--reset-lr-scheduler", "--reset-meters"]
         flags += ["--reset-dataloader", "--disable-validation", *one.plan.workers]
-        run(command_of("train", one, flags), log, env=one.plan.env)
+        run(one.command("train", flags), log, env=one.plan.env)
         seconds = read_training_log(log).seconds_of
         found[one.model] += [each for update, each in seconds.items() if update > 2]
     for model, seconds_of in found.items():

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiment_pages import duration, table
 from experiment_stages import TrainingLog, write_json
 
 from fairseq_efficient.bench.machine import describe
@@ -120,11 +121,11 @@ def page(document: dict[str, Any]) -> str:
             f"## Scores ({data['name']}: {data['split']}, {data['pairs']:,} documents, "
             f"cut to {data['max_source_positions']:,} tokens)",
             "",
-            _table(quality),
+            table(quality),
             "",
             "## Cost",
             "",
-            _table(cost),
+            table(cost),
             "",
             *[f"- {split}: {text}" for split, text in data["cut"].items()],
             "",
@@ -144,10 +145,10 @@ def _cost(cells: Mapping[Any, Any], model: str, row: Mapping[str, Any]) -> list[
     return [
         f"{row['params']:,}" if row["params"] else "-",
         f"{row['updates']:,}",
-        _duration(row["seconds"]),
+        duration(row["seconds"]),
         _value(cells, model, "seconds_per_update", 2) + f" ({_value(cells, model, 'seconds_per_update_fastest', 2)})",
         f"{row['peak_mb']:,}",
-        _duration(cells[model, "generate_seconds"]["value"]),
+        duration(cells[model, "generate_seconds"]["value"]),
         f"{cells[model, 'generate_peak_mb']['value']:,.0f}",
         _value(cells, model, "valid_nll_loss", 3),
     ]
@@ -160,14 +161,3 @@ def _interval(row: Mapping[str, Any] | None) -> str:
 def _value(cells: Mapping[Any, Any], model: str, metric: str, digits: int = 0) -> str:
     row = cells.get((model, metric))
     return "-" if row is None else f"{row['value']:,.{digits}f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _table(lines: list[list[str]]) -> str:
-    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])

@@ -20,6 +20,7 @@ import dynamic_pooling_page as page
 import dynamic_pooling_plan as plans
 import dynamic_pooling_results as results
 import dynamic_pooling_stages as stages
+import experiment_runs as runs
 from experiment_stages import Ran, Record, StageFailed
 
 TINY = ["--layers", "1-1-1", "--dim", "16", "--ffn", "32", "--heads", "2", "--updates", "4", "--batch-size", "8",
@@ -48,6 +49,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Ran(2.0, 300.0, 0)
 
     monkeypatch.setattr(stages, "run", run)
+    monkeypatch.setattr(runs, "run", run)
     return ran
 
 
@@ -194,7 +196,7 @@ def test_the_scored_split_must_be_whole(stream_data: Path, tmp_path: Path):
 def test_trained_runs_are_not_trained_again_nor_otherwise(stream_data: Path, tmp_path: Path):
     one = plans.Plan(arguments(tmp_path, stream_data), stream_data).run("gumbel", 1, 4)
     one.folder.mkdir(parents=True)
-    settings = {"flags": one.train_flags, "data": stages.data_fingerprint(one.plan)}
+    settings = {"flags": one.train_flags, "data": one.fingerprint}
     Record(settings, [{"seconds": 1.0, "peak_mb": 2.0}], True).save(one.folder / "train.json")
     stages.train(one)
     other = plans.Plan(arguments(tmp_path, stream_data, "--lr", "0.5"), stream_data).run("gumbel", 1, 4)
