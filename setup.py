@@ -2,7 +2,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PACKAGES = ("fairseq_efficient", "deep_pyramidion", "dynamic_pooling", "skimming", "par_search", "efficient_systems")
+SYSTEMS = ("deep_pyramidion", "dynamic_pooling", "skimming", "par_search", "adaptive_span")
+PACKAGES = ("fairseq_efficient", *SYSTEMS, "efficient_systems")
 
 setup(
     name="fairseq-efficient",

@@ -15,13 +15,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from adaptive_span import recording as adaptive_span
 from deep_pyramidion import recording as pyramidion
 from dynamic_pooling import recording as dynamic_pooling
 from fairseq_efficient.errors import UserError, run_main
 from par_search import recording as par_search
 from skimming import recording as skimming
 
-CHECKS = {**pyramidion.CHECKS, **dynamic_pooling.CHECKS, **skimming.CHECKS, **par_search.CHECKS}
+CHECKS = {**pyramidion.CHECKS, **dynamic_pooling.CHECKS, **skimming.CHECKS, **par_search.CHECKS, **adaptive_span.CHECKS}
 
 
 def main() -> int:

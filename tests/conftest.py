@@ -53,5 +53,5 @@ def sentence_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def datasets(pair_data: Path, stream_data: Path, sentence_data: Path) -> dict[str, Path]:
     """The data set of each kind that ``System.data`` names."""
-    streams = dict.fromkeys(("stream", "segments", "search"), stream_data)
+    streams = dict.fromkeys(("stream", "segments", "search", "spans"), stream_data)
     return {"pairs": pair_data, "sentences": sentence_data, **streams}

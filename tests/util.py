@@ -53,6 +53,10 @@ SKIM = (
 BLOCKS = (
     "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "24", "--decoder-attention-heads", "2", "--mem-len", "12",
 )  # fmt: skip
+SPANS = (
+    "--decoder-layers", "2", "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "24", "--decoder-attention-heads",
+    "2", "--attn-span", "20", "--adapt-span", "--adapt-span-ramp", "4", "--adapt-span-loss", "1e-4",
+)  # fmt: skip
 SYSTEMS = (
     System(
         "deep_pyramidion",
@@ -67,6 +71,8 @@ SYSTEMS = (
     ),
     System("par_search", "par_lm", (*BLOCKS, "--layout", "aff", "--adaptive-softmax-cutoff", "8"), "segments"),
     System("par_search", "par_supernet", (*BLOCKS, "--decoder-blocks", "2"), "search", noisy=True),
+    System("adaptive_span", "sequential_lm_tiny", SPANS, "spans"),
+    System("adaptive_span", "sequential_lm", (*SPANS, "--pers-mem-size", "6"), "spans"),
 )
 
 
@@ -186,6 +192,7 @@ _DATA_FLAGS = {
         "--init-token", "0", "--separator-token", "2", "--max-positions", "60",
     ),
     "segments": ("--task", "segment_lm", "--criterion", "par_search", "--tokens-per-sample", "16"),
+    "spans": ("--task", "segment_lm", "--criterion", "adaptive_span_loss", "--tokens-per-sample", "16"),
     "search": (
         "--task", "par_search", "--criterion", "par_search", "--optimizer", "par_search", "--tokens-per-sample", "16",
         "--arch-warmup-updates", "1", "--arch-update-share", "0.3", "--clip-norm", "0.1",
