@@ -41,6 +41,22 @@ def relative_attention(tokens: int, dim: int, tile: int = 128, training: bool = 
     return 2 * dim * (7 * keys + 4 * distances if training else 2 * keys + distances)
 
 
+def span_attention(queries: int, width: int, dim: int, training: bool = False) -> int:
+    """One head's attention over the last ``width`` keys with relative positions, in tiles as the operator cuts them.
+
+    Forward: the scores of position (``width`` distances a query) and content (the keys in reach of any query of the
+    tile), and the weighted sum. The backward computes both scores again, and has two products more for positions and
+    four for keys.
+    """
+    target = 64 if width <= 1024 else 128
+    step, total = -(-queries // max(1, round(queries / target))), 0
+    for start in range(0, queries, step):
+        rows = min(step, queries - start)
+        keys = width + rows - 1
+        total += rows * ((4 if training else 1) * width + (7 if training else 2) * keys)
+    return 2 * dim * total
+
+
 def chunked_attention(tokens: int, chunk: int | None, dim: int) -> int:
     """Self-attention within chunks, the last one filled up; None: full attention."""
     if chunk is None or chunk >= tokens:
