@@ -11,18 +11,17 @@ from typing import Any
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
-from fairseq.modules import AdaptiveInput
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.modules.adaptive_softmax import CleanAdaptiveInput, ExactAdaptiveSoftmax, reset_embedding
 from fairseq_efficient.modules.relative_self_attention import sinusoids
+from fairseq_efficient.modules.stream_language_model import ANY_LENGTH, left_aligned
 from fairseq_efficient.precision import cpu_bf16_autocast
 from fairseq_efficient.state import WindowCache
-from par_search.adaptive import ExactAdaptiveSoftmax, reset_embedding
 from par_search.blocks import AttentionBlock, BlockOptions, FeedForwardBlock, Reach
 
-ANY_LENGTH = 1_000_000
 LEAST_POSITIONS = 1024  # in the table; more are computed when they are needed
 Chain = list[tuple[int | None, Any]]  # blocks in order; attention with its place in the memory
 
@@ -89,7 +88,7 @@ class BlockDecoder(FairseqIncrementalDecoder):
     def _build_ends(self, types: int, o: DecoderOptions) -> None:
         dim, adaptive = o.block.dim, None
         if o.input_cutoffs:
-            adaptive = AdaptiveInput(types, self.pad, dim, o.input_factor, dim, list(o.input_cutoffs))
+            adaptive = CleanAdaptiveInput(types, self.pad, dim, o.input_factor, dim, list(o.input_cutoffs))
         self.embed_tokens = adaptive or nn.Embedding(types, dim, self.pad)
         if adaptive is None:
             reset_embedding(self.embed_tokens)
@@ -159,22 +158,11 @@ class BlockDecoder(FairseqIncrementalDecoder):
         with cpu_bf16_autocast(self.options.cpu_bf16, prev_output_tokens.device):
             if incremental_state is not None:
                 return self.output_layer(self._incremental(prev_output_tokens, incremental_state)), {"attn": [None]}
-            tokens, back = self._left_aligned(prev_output_tokens)
+            tokens, back = left_aligned(prev_output_tokens, self.pad, self.training)
             x, kept = self.extract(tokens, memory, memory_length, layout)
             if back is not None:
                 x = x.gather(1, back.unsqueeze(-1).expand_as(x))
             return self.output_layer(x), {"attn": [None], "memory": kept}
-
-    def _left_aligned(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Tokens with all pads at the right, and where each has gone to; nothing is done where none is at the left.
-
-        The trainer's batches are never left-padded, so a GPU is not asked in training.
-        """
-        padding_mask = tokens.eq(self.pad)
-        if (self.training and tokens.is_cuda) or not bool(padding_mask[:, :1].any()):
-            return tokens, None
-        order = padding_mask.to(torch.uint8).argsort(dim=1, stable=True)
-        return tokens.gather(1, order), order.argsort(1)
 
     def extract(
         self,

@@ -7,10 +7,10 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.modules.adaptive_softmax import read_cutoffs
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach
 from fairseq_efficient.plugin.flat_config import complete_config, with_defaults
 from fairseq_efficient.precision import round_linear_weights_
-from par_search.adaptive import check_widths, parse_cutoffs
 from par_search.blocks import BlockOptions
 from par_search.config import ARCHITECTURES, ParConfig, ParLMConfig, SupernetConfig
 from par_search.decoder import BlockDecoder, DecoderOptions, ParDecoder
@@ -159,25 +159,10 @@ def _check_ranges(cfg: Any) -> None:
 
 def _cutoffs(cfg: Any, dictionary: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Cutoffs of softmax and input; UserError where they cannot be, or cannot be tied."""
-    types, pad, dim = len(dictionary), dictionary.pad(), cfg.decoder_embed_dim
-    softmax = parse_cutoffs("adaptive-softmax-cutoff", cfg.adaptive_softmax_cutoff, types, pad)
-    inputs = parse_cutoffs("adaptive-input-cutoff", cfg.adaptive_input_cutoff, types, pad)
-    if inputs and not cfg.adaptive_input:
-        raise UserError("--adaptive-input-cutoff needs --adaptive-input")
-    inputs = (inputs or softmax) if cfg.adaptive_input else []
-    if cfg.adaptive_input and not inputs:
-        raise UserError("--adaptive-input needs --adaptive-input-cutoff or --adaptive-softmax-cutoff")
-    check_widths(dim, cfg.adaptive_softmax_factor, len(softmax) + 1, "adaptive-softmax-factor")
-    check_widths(dim, cfg.adaptive_input_factor, len(inputs) + 1, "adaptive-input-factor")
-    if cfg.tie_adaptive_proj and not cfg.tie_adaptive_weights:
-        raise UserError("--tie-adaptive-proj needs --tie-adaptive-weights")
-    if cfg.tie_adaptive_weights:
-        same = inputs == softmax and cfg.adaptive_input_factor == cfg.adaptive_softmax_factor
-        if not softmax or not inputs or not same:
-            raise UserError("--tie-adaptive-weights needs adaptive softmax and input of the same cutoffs and factor")
+    softmax, inputs = read_cutoffs(cfg, dictionary, cfg.decoder_embed_dim)
     if cfg.share_decoder_input_output_embed and (softmax or inputs):
         raise UserError("--share-decoder-input-output-embed is for a full softmax: say --tie-adaptive-weights")
-    return tuple(softmax), tuple(inputs)
+    return softmax, inputs
 
 
 def _register_architectures() -> None:

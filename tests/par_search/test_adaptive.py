@@ -11,7 +11,7 @@ from fairseq.modules import AdaptiveSoftmax
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
-from par_search.adaptive import ExactAdaptiveSoftmax, parse_cutoffs
+from fairseq_efficient.modules.adaptive_softmax import ExactAdaptiveSoftmax, parse_cutoffs
 from tests.par_search.helpers import ADAPTIVE, TIED, par_lm, task, tokens
 from tests.util import assert_close
 
