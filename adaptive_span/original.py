@@ -187,8 +187,8 @@ def weights_for_dictionary(weights: dict[str, Tensor], dictionary: Dictionary) -
         prefixes = ("embed_tokens.embeddings.0.0.weight", f"{head}.weight", f"{head}.bias")
     embed, out, bias = (weights[name] for name in prefixes)
     specials = dictionary.nspecial
-    table = re.compile(r"embed_tokens\.(weight|embeddings\.\d+\.0\.weight)")
-    known = sum(len(value) for name, value in weights.items() if table.fullmatch(name))
+    names = re.compile(r"embed_tokens\.(weight|embeddings\.\d+\.0\.weight)")
+    known = sum(len(value) for name, value in weights.items() if names.fullmatch(name))
     if len(dictionary) - specials != known:
         raise UserError(f"the dictionary has {len(dictionary) - specials} symbols, the checkpoint {known}")
     low = torch.full((specials,), -1e4, dtype=bias.dtype)
