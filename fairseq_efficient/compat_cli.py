@@ -83,6 +83,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         check_precision(args, training)
         if training:
             check_world(args, args)
+    make_log_folder(args)
 
 
 def name_fitting_criterion(args: argparse.Namespace) -> None:
@@ -120,6 +121,17 @@ def check_config(cfg: Any) -> None:
     if not cfg.common.tpu:
         check_precision(cfg.common, training=True)
         check_world(cfg.distributed_training, cfg.common)
+    make_log_folder(cfg.common)
+
+
+def make_log_folder(common: Any) -> None:
+    """fairseq opens ``--log-file`` before it makes any folder. Raises UserError if that cannot be made."""
+    path = getattr(common, "log_file", None)
+    if path:
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        except OSError as err:
+            raise UserError(f"--log-file {path}: {err.strerror}") from None
 
 
 def check_values(values: Iterable[tuple[Any, Any]]) -> None:

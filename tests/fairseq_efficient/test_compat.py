@@ -144,6 +144,16 @@ def test_numbers_that_make_no_sense(values: dict[str, Any], message: str | None)
             compat_cli.check_values(values.items())
 
 
+def test_the_folder_of_a_log_file_is_made(tmp_path: Path):
+    path = tmp_path / "runs" / "one" / "train.log"
+    compat_cli.make_log_folder(argparse.Namespace(log_file=str(path)))
+    assert path.parent.is_dir()
+    compat_cli.make_log_folder(argparse.Namespace(log_file=None))
+    path.parent.joinpath("file").touch()
+    with pytest.raises(UserError, match=r"--log-file .*file/x\.log: "):
+        compat_cli.make_log_folder(argparse.Namespace(log_file=str(path.parent / "file" / "x.log")))
+
+
 def test_bf16_does_not_mean_tpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     args = argparse.Namespace(bf16=True, tpu=True)
