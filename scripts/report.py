@@ -8,12 +8,13 @@ from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from report_pages import dynamic_pooling, par_search, pyramidion, skimming
+from report_pages import adaptive_span, dynamic_pooling, par_search, pyramidion, skimming
 
 from fairseq_efficient.errors import run_main
 from fairseq_efficient.report import page
 
 SYSTEMS: dict[str, ModuleType] = {
+    "adaptive_span": adaptive_span,
     "dynamic_pooling": dynamic_pooling,
     "par_search": par_search,
     "pyramidion": pyramidion,
