@@ -25,7 +25,7 @@ def most_probable(probabilities: Tensor) -> str:
 
 
 def within_budget(probabilities: Tensor, costs: Costs, budget: float) -> str:
-    """The most probable layout of those that cost at most ``budget``, exactly.
+    """The most probable layout of those that cost at most ``budget``, exactly; of equals one that costs most.
 
     Costs do not depend on the place of a block, so what remains open after l blocks is how many of each kind were
     chosen: dynamic programming over (attention, feed-forward), O(L^3).
@@ -49,7 +49,7 @@ def within_budget(probabilities: Tensor, costs: Costs, budget: float) -> str:
     if not allowed:
         least = min(costs.of_layout(layout) for _, layout in best.values())
         raise UserError(f"--budget {budget:g}: no layout costs less than {least:.4g} {costs.unit}")
-    return max(allowed)[1]
+    return max(allowed, key=lambda one: (round(one[0], 9), costs.of_layout(one[1])))[1]
 
 
 def draw(probabilities: Tensor, count: int) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.util import ROOT, run_cli
 
-READMES = ("README.md", "deep_pyramidion/README.md", "dynamic_pooling/README.md")
+READMES = ("README.md", "deep_pyramidion/README.md", "dynamic_pooling/README.md", "par_search/README.md")
 NOT_RUN = {  # start of a command -> why it is not run here
     "bash scripts/quickstart.sh": "fetches a corpus; its commands are those of the package's README",
     "bash scripts/run_tests.sh": "runs this test",
@@ -22,7 +22,6 @@ NOT_RUN = {  # start of a command -> why it is not run here
 }
 WORDS = ["".join(letters) for letters in zip("bdfgklmnprst" * 2, "aeiou" * 5, "lmnrst" * 4, strict=False)]
 TINY = {  # tool -> arguments that come last, and so win
-    "prepare_lm": ("--unigram-vocab", "30"),
     "prepare_summarization": ("--vocab-size", "90"),
     "train": ("--max-update", "2", "--batch-size", "2", "--update-freq", "1", "--num-workers", "0", "--cpu"),
     "generate": ("--num-workers", "0", "--cpu", "--max-len-b", "12"),
@@ -30,10 +29,19 @@ TINY = {  # tool -> arguments that come last, and so win
     "interactive": ("--cpu", "--max-len-b", "12"),
 }
 TINY_LANGUAGE_MODEL = {
+    "prepare_lm": ("--unigram-vocab", "30"),
     "train": ("--tokens-per-sample", "32"),
     "eval_lm": ("--tokens-per-sample", "64", "--context-window", "32"),
     "generate": ("--prefix-size", "20", "--max-len-b", "40"),
 }
+_BLOCKS = ("--tokens-per-sample", "16", "--mem-len", "8", "--adaptive-softmax-cutoff", "15,25")
+TINY_STREAM_MODEL = {
+    "prepare_lm": ("--vocab-size", "90"),
+    "train": _BLOCKS,
+    "generate": ("--prefix-size", "20", "--max-len-b", "40"),
+}
+_SEARCH = (*_BLOCKS, "--arch-warmup-updates", "1", "--log-interval", "1")
+TINY_SEARCH = {"train": _SEARCH, "search_layout": (*TINY["train"], *_SEARCH)}
 TINY_SUMMARIZER = {"train": ("--arch", "pyramidion_tiny", "--max-source-positions", "128")}
 
 
@@ -76,6 +84,15 @@ def write_documents(folder: Path, count: dict[str, int]) -> None:
         (folder / f"{split}.txt").write_text("".join(" ".join(draw.choices(WORDS, k=40)) + "\n" for _ in range(size)))
 
 
+def tiny(words: list[str], name: str) -> tuple[str, ...]:
+    """Arguments that make a command small, by what it is about."""
+    kinds = {
+        "long_summarization": TINY_SUMMARIZER, "--arch-warmup-updates": TINY_SEARCH, "segment_lm": TINY_STREAM_MODEL,
+        "subwords": TINY_STREAM_MODEL,
+    }  # fmt: skip
+    return next((flags for word, flags in kinds.items() if word in words), TINY_LANGUAGE_MODEL).get(name, ())
+
+
 def rewrite(command: Command, readme: str, folder: Path) -> tuple[str, list[str]]:
     """(tool, arguments): folders below ``folder``, our own text instead of a fetched corpus, few updates."""
     words, splits = list(command.words), [f"{split}={folder / split}" for split in ("train", "valid", "test")]
@@ -92,8 +109,7 @@ def rewrite(command: Command, readme: str, folder: Path) -> tuple[str, list[str]
             words = [word if "=" not in word else splits[["train", "valid", "test"].index(word.split("=")[0])] + ending
                      for word in words]  # fmt: skip
     words = [re.sub(r"^(data|runs)/", f"{folder}/\\1/", word) for word in words if word not in ("--bf16",)]
-    more = TINY_SUMMARIZER if "long_summarization" in words else TINY_LANGUAGE_MODEL
-    return tool, [*words, *TINY.get(name, ()), *more.get(name, ())]
+    return tool, [*words, *TINY.get(name, ()), *tiny(words, name)]
 
 
 @pytest.mark.parametrize("readme", [readme for readme in READMES if runnable(readme)])

@@ -47,6 +47,8 @@ def test_a_budget_is_kept_exactly(costs: Costs):
         assert costs.of_layout(found) <= budget + 1e-9
         assert chance[found] == pytest.approx(max(chance[one] for one in allowed), abs=1e-9)
     assert within_budget(p, costs, 1e9) == most_probable(p)
+    even = within_budget(torch.full((5, 3), 1 / 3), costs, budget)
+    assert costs.of_layout(even) == max(costs.of_layout(one) for one in every if costs.of_layout(one) <= budget + 1e-9)
     with pytest.raises(UserError, match=r"--budget 0.001: no layout costs less than 36 ms"):
         within_budget(probabilities(36), Costs((1.0, 1.0, 1.0), "ms"), 0.001)
 
