@@ -8,14 +8,12 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from dynamic_pooling_models import SPACE, Setup, build, dictionary, text
 
-from fairseq_efficient.bench.timing import Stopwatch
+from fairseq_efficient.bench import decoding
 from fairseq_efficient.plugin.prefilled_generation import PrefilledGenerator
 
-SAMPLED = 8  # prefixes that are recomputed, besides the shortest
 RECOMPUTE = "recompute"
 
 
@@ -28,41 +26,18 @@ def ready(kind: str, n: int, setup: Setup) -> Any:
 
 def decode(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
     """Read n tokens one by one, with caches, and find the best next one after each."""
-    decoder, tokens = ready(kind, n, setup).decoder, text(n, setup)
-
-    @torch.no_grad()
-    def run() -> None:
-        state: dict[str, Any] = {}
-        for end in range(1, n + 1):
-            decoder(tokens[:, :end], incremental_state=state)[0][:, -1].argmax(-1)
-
-    return run
+    return decoding.with_caches(ready(kind, n, setup).decoder, text(n, setup))
 
 
 def recompute(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
     """The same without caches; reports ``total``. Unless ``setup.full``, prefixes between those of a sample are taken
     to need what lies between."""
-    decoder, tokens = ready(kind, n, setup).decoder, text(n, setup)
-    lengths = prefixes(n, setup)
-    watch = Stopwatch(setup.place)
-    step = watch.wrap(lambda end: decoder(tokens[:, :end])[0][:, -1].argmax(-1))
-
-    @torch.no_grad()
-    def run() -> dict[str, float]:
-        seconds = []
-        for length in lengths:
-            step(length)
-            seconds.append(watch.take())
-        return {"total": float(np.interp(np.arange(1, n + 1), lengths, seconds).sum())}
-
-    return run
+    return decoding.by_recomputing(ready(kind, n, setup).decoder, text(n, setup), prefixes(n, setup))
 
 
 def prefixes(n: int, setup: Setup) -> list[int]:
     """Lengths that :func:`recompute` measures."""
-    if setup.full or n <= SAMPLED:
-        return list(range(1, n + 1))
-    return sorted({1, *(n * part // SAMPLED for part in range(1, SAMPLED + 1))})
+    return decoding.prefixes(n, setup.full)
 
 
 def generate(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
