@@ -45,6 +45,8 @@ class Buffer:
         self._keep(self.protected.index_copy(0, rows, kept), options.compact_threshold)
 
     def _keep(self, kept: Tensor, spare: float) -> None:
+        if kept.device.type == "cpu" and bool(kept.all()):  # elsewhere a question of its own would be one sync more
+            return
         live, selection = compact_tokens(self.layout, kept)
         skipped = kept.numel() - selection.numel()
         if not skipped:
@@ -142,9 +144,10 @@ def _embed(encoder: Any, src_tokens: Tensor, padding: Tensor, token_embeddings: 
         x = token_embeddings.flatten(0, 1)[index]
     if encoder.segment_embeddings is not None:
         found = segments(src_tokens, encoder.eos, encoder.options.num_segments)
-        x = x + encoder.segment_embeddings(found.flatten()[index])
+        x = x.add_(encoder.segment_embeddings(found.flatten()[index]))
     positions = (~padding).cumsum(1).flatten()[index] + encoder.padding_idx
-    x = encoder.embed_scale * x + embedding(positions, encoder.embed_positions.weight)
+    x = x if encoder.embed_scale == 1.0 else x.mul_(encoder.embed_scale)
+    x = x.add_(embedding(positions, encoder.embed_positions.weight))
     if encoder.layernorm_embedding is not None:
         x = encoder.layernorm_embedding(x)
     x = encoder.dropout_module(x)
