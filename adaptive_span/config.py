@@ -141,7 +141,7 @@ _TINY: Dict[str, Any] = {
     "decoder_attention_heads": 4,
     "attn_span": 128,
     "adapt_span_ramp": 8,
-    "adapt_span_loss": 1e-4,
+    "adapt_span_loss": 2e-6,
 }
 # what each --arch changes in SequentialConfig; configs/*.yaml hold the same sizes for fairseq-hydra-train
 ARCHITECTURES: Dict[str, Dict[str, Any]] = {

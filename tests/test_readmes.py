@@ -15,6 +15,7 @@ from tests.util import ROOT, run_cli
 
 READMES = (
     "README.md", "deep_pyramidion/README.md", "dynamic_pooling/README.md", "skimming/README.md", "par_search/README.md",
+    "adaptive_span/README.md",
 )  # fmt: skip
 NOT_RUN = {  # start of a command -> why it is not run here
     "bash scripts/quickstart.sh": "fetches a corpus; its commands are those of the package's README",
@@ -64,6 +65,7 @@ TINY_ANSWERS = {
         *TINY_SKIMMER["train"], "--max-seq-length", "16", "--doc-stride", "2", "--max-query-length", "4",
     ),
 }  # fmt: skip
+TINY_SPANS = {"train": ("--tokens-per-sample", "16"), "generate": TINY_STREAM_MODEL["generate"]}
 TINY_SUMMARIZER = {"train": ("--arch", "pyramidion_tiny", "--max-source-positions", "128")}
 
 
@@ -119,6 +121,7 @@ def write_skimming(folder: Path) -> None:
 def tiny(words: list[str], name: str) -> tuple[str, ...]:
     """Arguments that make a command small, by what it is about."""
     kinds = {
+        "adaptive_span": TINY_SPANS,
         "long_summarization": TINY_SUMMARIZER, "sentence_prediction": TINY_CLASSIFIER, "skim_squad": TINY_ANSWERS,
         "--arch-warmup-updates": TINY_SEARCH, "segment_lm": TINY_STREAM_MODEL, "subwords": TINY_STREAM_MODEL,
     }  # fmt: skip

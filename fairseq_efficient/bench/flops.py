@@ -48,7 +48,7 @@ def span_attention(queries: int, width: int, dim: int, training: bool = False) -
     tile), and the weighted sum. The backward computes both scores again, and has two products more for positions and
     four for keys.
     """
-    target = 64 if width <= 1024 else 128
+    target = 64 if width <= 512 else 128
     step, total = -(-queries // max(1, round(queries / target))), 0
     for start in range(0, queries, step):
         rows = min(step, queries - start)

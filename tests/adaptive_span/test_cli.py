@@ -323,7 +323,7 @@ def test_each_architecture_has_the_published_sizes(arch: str):
         "text8_large": (24, 768, 4096, 8, 8192, 0, 0.4, 5e-7),
         "enwik8_pers_small": (18, 512, 2048, 8, 8192, 1024, 0.3, 1e-7),
         "enwik8_pers": (36, 512, 2048, 8, 8192, 2048, 0.4, 1e-7),
-        "wiki103_pers": (36, 512, 2048, 8, 2048, 2048, 0.3, 5e-7), "tiny": (3, 64, 128, 4, 128, 0, 0.0, 1e-4),
+        "wiki103_pers": (36, 512, 2048, 8, 2048, 2048, 0.3, 5e-7), "tiny": (3, 64, 128, 4, 128, 0, 0.0, 2e-6),
     }[yaml_of(arch)]  # fmt: skip
     args = ["data", *USER_DIR, "--task", "segment_lm", "--arch", arch, "--optimizer", "adam", "--max-update", "9"]
     cfg = convert_namespace_to_omegaconf(parse_args_and_arch(get_training_parser(), args)).model

@@ -21,7 +21,7 @@ from fairseq_efficient.ops.span_attention.common import soft_mask
 
 _TILE = {"cpu": 1 << 19, "cuda": 1 << 25}  # scores per tile, about: what stays in a CPU's cache
 _QUERIES = (64, 128)  # per tile, about: for narrow windows, where keys out of reach cost most, and for wide ones
-_WIDE = 1024
+_WIDE = 512
 _TENSORS = ("query", "key", "value", "table", "spans", "bias")
 
 

@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Speed and memory of attention whose heads learn how far they look, against full spans, against trimming by layer, and
+against torch's fused attention with a mask, in one run."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+# ruff: noqa: E402
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER)]  # in this order: the package has this script's name
+if __name__ in ("__main__", "__mp_main__"):  # first, because fairseq sets the level to DEBUG when it is imported
+    logging.basicConfig(level=logging.ERROR)
+
+from adaptive_span_models import Setup
+from adaptive_span_parity import parity
+from adaptive_span_rows import ROWS, Bench
+
+from fairseq_efficient.bench import command
+from fairseq_efficient.errors import run_main
+
+EPILOG = """
+12 layers, d=512, ffn 2048, 8 heads, blocks of 512 tokens with full caches, ramp 32, no dropout, fp32. S is the longest
+span. full: all heads see S, without a mask; span2pct: 2 % of S (and the ramp); mixed: one head of eight sees S, the
+others 2 %; longest: the same, but all heads computed as far as the longest one; sdpa: torch's fused attention over all
+S keys, with positions and mask as an additive mask. Variants take turns in one process (A B C, C B A ...); a call of
+more than a minute is made once. "result" is baseline / ours of the medians, unless its goal is a ceiling: then ours in
+percent of the baseline, or ours / baseline. "bound" is the ratio of the FLOPs, "reached" the share of it. MB is what
+the work adds, at its highest, in a process of its own. Before anything is timed, the variants must agree.
+
+rows: attention (forward and backward of one layer's attention, without projections; batch --batch); train_step (forward
+and backward of all layers, batch 4) and its memory; eval_latency (the last block of a stream of 65,536 tokens against
+that of one of 8,192); decode (one token with full caches)
+"""
+SIZES = "S, the longest span (default: 1024,2048,8192; --quick: 1024)"
+QUICK = ("attention", "train_step")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES)
+    parser.add_argument(
+        "--dtype",
+        "--precision",
+        choices=["fp32", "bf16"],
+        help="of all models (default: fp32, on CUDA bf16); on the CPU bf16 is --cpu-bf16",
+    )
+    return parser
+
+
+def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
+    """The bench and the names of its rows; UserError for flags that make no sense."""
+    names = command.check_flags(args, ROWS)
+    if args.quick and not args.rows:
+        names = list(QUICK)
+    dtype = args.dtype or ("bf16" if args.device == "cuda" else "fp32")
+    setup = Setup(batch=args.batch, device=args.device, dtype=dtype)
+    bench = Bench(setup, sizes=[1024, 2048, 8192], runs=args.runs or 5)
+    if args.quick:
+        bench.sizes, bench.kinds, bench.step_batch = [1024], ("span2pct", "mixed"), 1
+        bench.runs, bench.long, bench.memory = args.runs or 2, 1.0, False
+    if args.sizes:
+        bench.sizes = command.whole_numbers("--sizes", args.sizes, 16)
+    bench.threads, bench.memory = args.threads, bench.memory and not args.no_memory
+    return bench, names
+
+
+def main() -> int:
+    args = get_parser().parse_args()
+    command.check_files(args)
+    bench, names = make_bench(args)
+    return command.run(args, bench, names, lambda: parity(bench.setup), "adaptive span", "S, the longest span")
+
+
+if __name__ == "__main__":
+    run_main(main)
