@@ -70,7 +70,10 @@ PAR = Bench(
         "eval_latency/64/mem640-batch1-par/vs_interleaved": (f"evaluation step, {_PAR}, hidden states", _INTERLEAVED),
         "eval_latency/64/mem640-batch1-par-keys/vs_interleaved-keys": ("the same, cached keys", _INTERLEAVED),
         "eval_latency/64/mem640-batch32-par/vs_interleaved": ("the same, batch 32, hidden states", _INTERLEAVED),
-        "attention/512/mem512-batch1-training/vs_einsum": ("attention layer, 512 after 512, training", "einsum and shift"),
+        "attention/512/mem512-batch1-training/vs_einsum": (
+            "attention layer, 512 after 512, training",
+            "einsum and shift",
+        ),
         "softmax/50000/optimal/vs_full": ("adaptive softmax, 50,000 types, optimal cutoffs, training", "full softmax"),
         "softmax/267744/optimal/vs_full": ("adaptive softmax, 267,744 types, training", "full softmax"),
         "generate/256/batch8-par/vs_recompute": ("256 tokens, batch 8", "recomputing each prefix"),
@@ -243,9 +246,10 @@ def layouts(results: dict[str, Any] | None) -> str:
     seeds = len({row["seed"] for row in rows})
     lines = [
         f"**PAR search**, {about['data']['name']}, {settings['blocks']} blocks, width {settings['dim']}, "
-        f"{settings['updates']:,} updates, mean of {seeds} seeds ([details, layouts](docs/results/par_search.md)):",
+        f"{settings['updates']:,} updates, mean of {seeds} seeds; evaluation steps at batch 1 "
+        "([details, layouts](docs/results/par_search.md)):",
         "",
-        f"| layout | {scored} perplexity | attention blocks | ms, batch 1, hidden states | ms, cached keys | s / update |",
+        f"| layout | {scored} perplexity | attention blocks | ms, hidden states | ms, cached keys | s / update |",
         "|---|---|---|---|---|---|",
     ]
     for model in dict.fromkeys(row["model"] for row in rows if row["metric"] == "attention"):
