@@ -17,6 +17,8 @@ from fairseq_efficient.modules.relative_self_attention import RelativeSelfAttent
 from fairseq_efficient.state import LayerCache
 from fairseq_efficient.stream_memory import extend
 
+KEEP = 1 << 22  # attention weights that a block may keep for its backward: 16 MiB in fp32
+
 
 @dataclass(frozen=True)
 class BlockOptions:
@@ -61,7 +63,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         o = self.options = options
         self.self_attn = RelativeSelfAttention(
-            o.dim, o.heads, o.head_dim, o.attention_dropout, bias=False, clamp_length=o.clamp_len
+            o.dim, o.heads, o.head_dim, o.attention_dropout, bias=False, clamp_length=o.clamp_len, keep=KEEP
         )
         self.content_bias = nn.Parameter(torch.empty(o.heads, o.head_dim))
         self.position_bias = nn.Parameter(torch.empty(o.heads, o.head_dim))

@@ -44,6 +44,7 @@ class RelativeSelfAttention(FusedSelfAttention):
         window: keys that a query sees at most, itself included; ``--same-length`` of Transformer-XL with memory M is
             ``window=M``. Others as :class:`FusedSelfAttention`.
         clamp_length: distances beyond it count as this one (``--clamp-len``).
+        keep: attention weights that a call may keep for its backward; see the operator.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class RelativeSelfAttention(FusedSelfAttention):
         bias: bool = True,
         window: int | None = None,
         clamp_length: int | None = None,
+        keep: int = 0,
     ):
         super().__init__(embed_dim, heads, head_dim, dropout, bias)
-        self.window, self.clamp_length = window, clamp_length
+        self.window, self.clamp_length, self.keep = window, clamp_length, keep
         self.r_proj = nn.Linear(embed_dim, heads * head_dim, bias)
 
     def forward(
@@ -184,5 +186,6 @@ class RelativeSelfAttention(FusedSelfAttention):
             key_padding_mask=padding_mask,
             dropout_p=self.dropout_now(),
             window=min((one for one in (window, self.window) if one is not None), default=None),
+            keep=self.keep,
         )
         return self.merge(out), k, v

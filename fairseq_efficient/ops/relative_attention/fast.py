@@ -4,10 +4,12 @@ A tile holds m queries and the n keys up to the last of them. Positions are scor
 distance n-1 .. 0 and one row more: ``raw`` (m, n + 1). Read row after row from place m - 1 on, the same memory is an
 (m, n) matrix whose entry (i, j) is the score of the distance between query i and key j (entries of later keys hold
 other rows' scores, and are masked). The scores of the content are added to it. The backward computes the
-probabilities again, writes the gradient of the scores into memory of the same form, and reads it back as that of
-``raw``. Products go into whole memories that are made once: BLAS then runs a tile as one batch.
+probabilities again (unless they are few, and were kept), writes the gradient of the scores into memory of the same
+form, and reads it back as that of ``raw``. Products go into whole memories that are made once: BLAS then runs a tile as
+one batch.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -34,6 +36,7 @@ def relative_attention(
     dropout_p: float = 0.0,
     window: int | None = None,
     scale: float | None = None,
+    keep: int = 0,
 ) -> Tensor:
     """Causal attention with Transformer-XL's relative positions (Dai et al. 2019, section 3.3).
 
@@ -49,6 +52,8 @@ def relative_attention(
         dropout_p: dropout on attention weights, drawn from torch's global generator.
         window: keys that a query sees at most, itself included.
         scale: 1 / sqrt(d) if not given.
+        keep: keep the probabilities for the backward if they are at most so many numbers; else they are computed again,
+            which takes a fifth longer, and nothing of the size B * H * T * S stays.
 
     Returns:
         (B, H, T, d) in the dtype of q; a query that sees no key gives zero. Softmax runs in fp32 or better.
@@ -60,7 +65,9 @@ def relative_attention(
     scale = q.size(3) ** -0.5 if scale is None else scale
     with torch.autocast(q.device.type, enabled=False):
         others = [x.to(q.dtype) for x in (k, v, r[:, : k.size(2)], content_bias, position_bias)]
-        return _RelativeAttention.apply(q, *others, key_padding_mask, dropout_p, window, scale)
+        if not torch.is_grad_enabled() or not any(x.requires_grad for x in (q, *others)):
+            keep = 0
+        return _RelativeAttention.apply(q, *others, key_padding_mask, dropout_p, window, scale, keep)
 
 
 def relative_attention_step(
@@ -148,7 +155,7 @@ class _Plan:
             end = torch.arange(keys - self.queries, keys, device=q.device) + 1
             start = (end - (keys if window is None else window)).clamp(min=0)
             self.blind = (real[:, end] == real[:, start])[:, None, :, None]  # (B, 1, T, 1): sees no key
-        self._later: dict[int, Tensor] = {}
+        self._later: dict[int, Tensor] = {}  # (m, m), hides the keys after each query
 
     def tiles(self) -> Iterator[_Tile]:
         """The last queries of some pairs come first: without a window they see all keys."""
@@ -174,13 +181,24 @@ class _Plan:
         part = table[:, self.keys - n :]
         return part.repeat(pairs // self.heads, 1, 1) if pairs > self.heads else part[self.heads_of(tile)]
 
-    def hide(self, scores: Tensor, tile: _Tile) -> None:
-        """Fill scores (P, m, n) of keys that a query may not see."""
-        pairs, m, n = tile.shape
-        lowest = torch.finfo(scores.dtype).min  # not -inf: rows that see nothing stay finite
+    def total(self) -> int:
+        """Probabilities of all tiles."""
+        return sum(p * m * n for p, m, n in (tile.shape for tile in self.tiles()))
+
+    def without_later_keys(self, shifted: Tensor, scores: Tensor, tile: _Tile) -> Tensor:
+        """shifted (P, m, n) into scores, far below all others where a key comes after the query."""
+        _, m, n = tile.shape
         if m not in self._later:
-            self._later[m] = torch.ones(m, m, dtype=torch.bool, device=self.device).triu_(1)
-        scores[:, :, n - m :].masked_fill_(self._later[m], lowest)
+            lowest = torch.finfo(scores.dtype).min / 2  # not -inf: rows that see nothing stay finite
+            self._later[m] = torch.full((m, m), lowest, dtype=scores.dtype, device=self.device).triu_(1)
+        scores[:, :, : n - m].copy_(shifted[:, :, : n - m])
+        torch.add(shifted[:, :, n - m :], self._later[m], out=scores[:, :, n - m :])
+        return scores
+
+    def hide(self, scores: Tensor, tile: _Tile) -> None:
+        """Fill scores (P, m, n) of keys that are out of sight, or pads."""
+        pairs, m, _ = tile.shape
+        lowest = torch.finfo(scores.dtype).min
         far = 0 if self.window is None else tile.hi - self.window - tile.lo  # columns out of sight for the last query
         if far > 0:
             hidden = torch.ones(m, far, dtype=torch.bool, device=self.device).tril_(far - m)
@@ -197,16 +215,24 @@ class _Plan:
         return [like.new_empty(self.largest()) for _ in range(count)]
 
     def probabilities(
-        self, content: Tensor, position: Tensor, k: Tensor, table: Tensor, tile: _Tile, memory: Tensor, other: Tensor
+        self,
+        content: Tensor,
+        position: Tensor,
+        k: Tensor,
+        table: Tensor,
+        tile: _Tile,
+        memory: Tensor,
+        other: Tensor,
+        probs: Tensor | None = None,
     ) -> Tensor:
-        """(P, m, n) in ``memory``, for queries with their biases (pairs, T, d), scaled; uses ``other`` too."""
+        """(P, m, n) in ``probs`` or ``memory``, for queries with their biases (pairs, T, d), scaled; uses ``other``."""
         p0, p1, i0, i1, lo, hi = tile
         raw, shifted = _forms(memory, tile)
         torch.bmm(position[p0:p1, i0:i1], self.positions(table, tile).transpose(1, 2), out=raw)
-        scores = _by_key(other, tile)
-        torch.baddbmm(shifted, content[p0:p1, i0:i1], k[p0:p1, lo:hi].transpose(1, 2), out=scores)
+        scores = self.without_later_keys(shifted, _by_key(other, tile), tile)
+        scores.baddbmm_(content[p0:p1, i0:i1], k[p0:p1, lo:hi].transpose(1, 2))
         self.hide(scores, tile)
-        probs = _by_key(memory, tile)
+        probs = _by_key(memory, tile) if probs is None else probs
         if _wide(self.dtype) == self.dtype:
             return torch.softmax(scores, -1, out=probs)
         return probs.copy_(scores.softmax(-1, dtype=_wide(self.dtype)))
@@ -235,7 +261,16 @@ def _by_key(memory: Tensor, tile: _Tile) -> Tensor:
 
 def _biased(q: Tensor, bias: Tensor, scale: float) -> Tensor:
     """(B, H, T, d) -> (B * H, T, d)"""
-    return ((q + bias.unsqueeze(1)) * scale).flatten(0, 1).contiguous()
+    return torch.add(q, bias.unsqueeze(1), out=q.new_empty(q.shape)).mul_(scale).flatten(0, 1)
+
+
+def _kept_tiles(kept: Tensor | None, plan: _Plan) -> Iterator[tuple[_Tile, Tensor | None]]:
+    """Each tile with its part of the memory ``kept`` (P, m, n), if there is one."""
+    start = 0
+    for tile in plan.tiles():
+        size = math.prod(tile.shape)
+        yield tile, None if kept is None else kept[start : start + size].view(tile.shape)
+        start += size
 
 
 def _descending(r: Tensor) -> Tensor:
@@ -249,25 +284,32 @@ def _random_state(device: torch.device) -> Tensor:
 
 class _RelativeAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, r, content_bias, position_bias, mask, dropout_p: float, window, scale: float) -> Tensor:
+    def forward(
+        ctx, q, k, v, r, content_bias, position_bias, mask, dropout_p: float, window, scale: float, keep: int
+    ) -> Tensor:
         plan = _Plan(q, k.size(2), mask, dropout_p, window, scale)
         random_state = _random_state(q.device) if dropout_p else None
         content, position = _biased(q, content_bias, scale), _biased(q, position_bias, scale)
         keys, values, table = k.flatten(0, 1), v.flatten(0, 1), _descending(r)
         memory, other = plan.workspace(q, 2)
         out = torch.empty_like(content)
-        for tile in plan.tiles():
-            probs = plan.probabilities(content, position, keys, table, tile, memory, other)
+        kept = q.new_empty(plan.total()) if keep and plan.total() <= keep else None
+        for tile, place in _kept_tiles(kept, plan):
+            p0, p1, i0, i1, lo, hi = tile
+            probs = plan.probabilities(content, position, keys, table, tile, memory, other, place)
             if dropout_p:
-                probs.mul_(plan.kept(tile))
-            out[tile.p0 : tile.p1, tile.i0 : tile.i1] = torch.bmm(probs, values[tile.p0 : tile.p1, tile.lo : tile.hi])
-        out = out.view_as(q)
+                probs = torch.mul(probs, plan.kept(tile), out=_by_key(memory, tile))
+            if p1 - p0 == 1 or i1 - i0 == plan.queries:
+                torch.bmm(probs, values[p0:p1, lo:hi], out=out[p0:p1, i0:i1])
+            else:
+                out[p0:p1, i0:i1] = torch.bmm(probs, values[p0:p1, lo:hi])
+        out = out.view(q.shape)
         if dropout_p:
             out.div_(1 - dropout_p)
         if plan.blind is not None:
             out.masked_fill_(plan.blind, 0.0)
         ctx.plan, ctx.random_state = plan, random_state
-        ctx.save_for_backward(q, k, v, r, content_bias, position_bias, out)
+        ctx.save_for_backward(q, k, v, r, content_bias, position_bias, out, kept)
         return out
 
     @staticmethod
@@ -278,10 +320,12 @@ class _RelativeAttention(torch.autograd.Function):
             if ctx.random_state is not None:
                 (torch.cuda if cuda else torch).set_rng_state(ctx.random_state)
             grads = _gradients(ctx.plan, grad, *ctx.saved_tensors)
-        return (*grads, None, None, None, None)
+        return (*grads, None, None, None, None, None)
 
 
-def _gradients(plan: _Plan, grad: Tensor, q, k, v, r, content_bias, position_bias, out) -> tuple[Tensor, ...]:
+def _gradients(
+    plan: _Plan, grad: Tensor, q, k, v, r, content_bias, position_bias, out, probabilities
+) -> tuple[Tensor, ...]:
     """Of q, k, v, r and the two biases."""
     wide = _wide(plan.dtype)
     if plan.blind is not None:
@@ -295,11 +339,12 @@ def _gradients(plan: _Plan, grad: Tensor, q, k, v, r, content_bias, position_bia
     grad_k, grad_v = (make(x.shape, dtype=wide, device=x.device) for x in (keys, values))
     grad_r = torch.zeros(table.shape, dtype=wide, device=q.device)
     grad_content, grad_position = (torch.empty(content.shape, dtype=wide, device=q.device) for _ in range(2))
-    for tile in plan.tiles():
+    for tile, probs in _kept_tiles(probabilities, plan):
         p0, p1, i0, i1, lo, hi = tile
         some, here, there = slice(p0, p1), slice(i0, i1), slice(lo, hi)
         fresh = plan.window is None and hi == plan.keys  # nothing is in grad_k and grad_v yet
-        probs = plan.probabilities(content, position, keys, table, tile, memory, other)
+        if probs is None:
+            probs = plan.probabilities(content, position, keys, table, tile, memory, other)
         kept = plan.kept(tile).div_(1 - plan.dropout_p) if plan.dropout_p else None
         of_probs = torch.bmm(grad[some, here], values[some, there].transpose(1, 2), out=_by_key(other, tile))
         if kept is not None:
@@ -308,7 +353,7 @@ def _gradients(plan: _Plan, grad: Tensor, q, k, v, r, content_bias, position_bia
         by_distance.flatten(1)[:, : i1 - i0 - 1] = 0  # all that the other form does not reach
         by_distance[:, -1, -1] = 0
         torch.mul(of_probs.sub_(share[some, here]), probs, out=by_key)
-        used = probs if kept is None else probs.mul_(kept)
+        used = probs if kept is None else torch.mul(probs, kept, out=_by_key(memory, tile))
         _add_product(grad_v[some, there], used.transpose(1, 2), grad[some, here], fresh)
         _add_product(grad_k[some, there], by_key.transpose(1, 2), content[some, here], fresh)
         grad_content[some, here] = torch.bmm(by_key, keys[some, there])

@@ -19,6 +19,7 @@ def relative_attention(
     dropout_p: float = 0.0,
     window: int | None = None,
     scale: float | None = None,
+    keep: int = 0,
 ) -> Tensor:
     """Same contract as :func:`fairseq_efficient.ops.relative_attention.fast.relative_attention`."""
     check_arguments(q, k, v, r, content_bias, position_bias, key_padding_mask, dropout_p, window)

@@ -61,6 +61,23 @@ def assert_parity(tensors: list[Tensor], tolerance: float = 1e-10, **flags: Any)
     )
     for mine, theirs in zip(ours, reference, strict=True):
         assert_close(mine, theirs, tolerance, tolerance)
+    kept = with_gradients(relative_attention, tensors, **flags, keep=1 << 30)
+    for mine, other in zip(kept, ours, strict=True):
+        assert_close(mine, other, 1e-14, 1e-14)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+def test_kept_probabilities_can_be_used_twice(dropout_p: float):
+    """Gradients of a graph that is kept, with and without dropout, are those without them; a limit is a limit."""
+    tensors = inputs(20, 31)
+    found = []
+    for keep in (0, 2 * 3 * 20 * 31, 100):
+        torch.manual_seed(4)
+        out = relative_attention(*tensors, dropout_p=dropout_p, keep=keep)
+        grads = [torch.autograd.grad(out.square().sum(), tensors, retain_graph=True) for _ in range(2)]
+        found += [[out.detach(), *one] for one in grads]
+    for other in found[1:]:
+        assert_close(other, found[0], 1e-14, 1e-14)
 
 
 @pytest.mark.parametrize(("queries", "keys"), SIZES)
