@@ -132,6 +132,8 @@ def _plot_lines(axes: Axes, lines: Sequence[Line]) -> None:
         axes.plot(line.x, line.y, color=series_color(series), label=label, linestyle=dash, **marks, **faint)
         for x, y, note in zip(line.x, line.y, line.notes, strict=False):
             axes.annotate(note, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=_STAND_INS["ink"])
+    if any(line.notes for line in lines):
+        axes.margins(x=0.25, y=0.12)  # room for them
 
 
 def _scale(axes: Axes, top: float | None, percent: bool) -> None:

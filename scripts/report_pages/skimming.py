@@ -138,8 +138,8 @@ def results_section(runs: Sequence[Run]) -> Section | None:
     caption = "At the end, on the validation set. Kept: tokens that enter a layer, of all real ones. FLOPs: those of a "
     caption += "dense model over ours; against texts without padding, padded to the batch's longest, to the longest."
     tiles = [
-        (run.name, _number(run.last("keep_ratio"), "{:.1%}"), f"of the tokens kept; {QUALITY[run.metric]} "
-         f"{_number(run.last(run.metric), '{:.2f}')}" if run.metric else "of the tokens kept")
+        (run.name, _number(run.last("keep_ratio"), "{:.1%}"), "of the tokens kept"
+         + (f"; {QUALITY[run.metric].replace(',', f' {run.last(run.metric):.2f}')}" if run.metric else ""))
         for run in runs[:4] if run.last("keep_ratio") is not None
     ]  # fmt: skip
     table = Table([head[i] for i in kept], [[row[i] for i in kept] for row in rows], caption)

@@ -63,7 +63,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         tool = Path(command[1]).name.removeprefix("fairseq-").replace("-", "_")
         tool = command[1] if command[1].endswith(".py") else tool
         ran.append(Path(tool).stem)
-        output = run_cli(tool, command[2:], env=env)
+        output = run_cli(tool, command[2:], env=env, timeout=600)
         with log.open("a" if append else "w", encoding="utf-8") as file:
             file.write(f"# start\n{output}")
         if record := kept.get("record"):
