@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
 from fairseq_efficient.modules.adaptive_softmax import ExactAdaptiveSoftmax
 from fairseq_efficient.modules.relative_self_attention import sinusoids
 from fairseq_efficient.ops.optimal_cutoffs import optimal_cutoffs, partition_cost
-from par_search.blocks import AttentionBlock, Reach
+from par_search.blocks import KEEP, AttentionBlock, Reach
 
 RELATIVE, ADDITIVE, EINSUM = "relative", "additive_mask", "einsum"
 OPTIMAL, RULE, FULL = "optimal", "rule", "full"
@@ -120,7 +120,8 @@ def attention_gflop(kind: str, n: int, setup: Setup, training: bool) -> float:
         return (linear + (2 * scores if kind == ADDITIVE else 3 * scores + prepared)) / 1e9
     memory = 2 * 2 * d * d * setup.batch * setup.memory  # its gradient is not needed
     total = 3.0 * linear - memory + (7 * scores if kind == ADDITIVE else 3 * 3 * scores + 2 * 2 * d * d * keys)
-    return (total + (2 * scores if kind == RELATIVE else 0)) / 1e9  # made again in the backward
+    made_again = kind == RELATIVE and setup.batch * setup.heads * t * keys > KEEP  # in the backward
+    return (total + (2 * scores if made_again else 0)) / 1e9
 
 
 # --- softmax ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_efficient.errors import UserError
+from par_search import blocks
 from tests.util import ROOT, error_line, run_cli
 
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
@@ -44,9 +45,13 @@ def counted(call: Any) -> int:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
-@pytest.mark.parametrize("kind", [ops.RELATIVE, ops.ADDITIVE, ops.EINSUM])
-def test_attention_gflop_is_torchs_count(kind: str, training: bool) -> None:
+@pytest.mark.parametrize("kind", [ops.RELATIVE, "not kept", ops.ADDITIVE, ops.EINSUM])
+def test_attention_gflop_is_torchs_count(kind: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one tile: several leave out what lies above the diagonal. The scores of one distance more are not counted."""
+    if kind == "not kept":
+        kind = ops.RELATIVE
+        for module in (ops, blocks):
+            monkeypatch.setattr(module, "KEEP", 0)
     work = ops.attention_training if training else ops.attention_forward
     setup, n = replace(TOY, dim=64), 24
     found = counted(work(kind, n, setup))
