@@ -9,6 +9,7 @@ import json
 import runpy
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "experiments")]
 
 # ruff: noqa: E402
 
-from experiment_stages import StageFailed, fairseq, run
+from experiment_stages import StageFailed, fairseq, run, show_training
 
 from fairseq_efficient.errors import UserError, run_main
 
@@ -62,6 +63,12 @@ def check(words: list[str]) -> list[str]:
     return words
 
 
+def last_update(words: list[str]) -> int:
+    """What --max-update says; 0: nothing."""
+    pairs = pairwise([part for word in words for part in word.split("=", 1)])
+    return next((int(value) for flag, value in pairs if flag == "--max-update" and value.isdigit()), 0)
+
+
 def train_one(words: list[str], folder: Path, seed: int) -> None:
     """Train until it ends by itself; UserError if the command was wrong, StageFailed if it failed."""
     done, kept = folder / "done", folder / "arguments.json"
@@ -72,14 +79,16 @@ def train_one(words: list[str], folder: Path, seed: int) -> None:
         print(f"seed {seed}: trained already ({folder})", flush=True)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(words) + "\n", encoding="utf-8")
+    if not begun or not kept.exists():
+        kept.write_text(json.dumps(words) + "\n", encoding="utf-8")
     more = ["--seed", str(seed), "--save-dir", str(folder / "checkpoints"), "--log-format", "json", "--log-file",
             str(folder / "train.log")]  # fmt: skip
     if not any(word.split("=")[0] == "--user-dir" for word in words):
         more += ["--user-dir", str(ROOT / "par_search")]
     print(f"seed {seed}: {folder / 'output.log'}", flush=True)
     try:
-        run([*fairseq("train"), *words, *more], folder / "output.log", append=True)
+        show = show_training(f"seed {seed}", last_update(words))
+        run([*fairseq("train"), *words, *more], folder / "output.log", show, append=True)
     except StageFailed as err:
         said = [line for line in str(err).splitlines() if line.startswith("error: ")]
         if said:
@@ -97,6 +106,17 @@ def derive_one(folder: Path, flags: str) -> dict[str, Any]:
         runpy.run_path(script)["main"]()
     (folder / "layout.txt").write_text(text.getvalue(), encoding="utf-8")
     return dict(json.loads(result.read_text(encoding="utf-8")))
+
+
+def derived_before(run: Path, words: list[str]) -> dict[int, dict[str, Any]]:
+    """Of seeds that were searched in ``run`` by the same arguments."""
+    found = {}
+    for folder in run.glob("seed*"):
+        kept, result, number = folder / "arguments.json", folder / "layout.json", folder.name.removeprefix("seed")
+        ended = number.isdigit() and (folder / "done").exists() and result.exists()
+        if ended and kept.exists() and json.loads(kept.read_text(encoding="utf-8")) == words:
+            found[int(number)] = json.loads(result.read_text(encoding="utf-8"))
+    return found
 
 
 def summary(found: dict[int, dict[str, Any]]) -> str:
@@ -124,8 +144,9 @@ def main() -> int:
     except StageFailed as err:
         print(err, file=sys.stderr)
         return 1
-    print(summary(found))
-    (args.run / "layouts.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    known = dict(sorted({**derived_before(args.run, words), **found}.items()))
+    print(summary(known))
+    (args.run / "layouts.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     for seed, one in found.items():
         print(f"train the layout of seed {seed}:\n{one['command']}")
     return 0

@@ -299,8 +299,11 @@ def run_cli(
     return Command(tool, args, env, cwd, fresh, typed).wait(expect, timeout)
 
 
-def run_in_process(tool: str, args: Sequence[str]) -> str:
-    """Output of ``fairseq_cli.<tool>`` run here, which is fastest; errors are raised, ``UserError`` as itself."""
+def run_in_process(tool: str, args: Sequence[str], form: str = "%(message)s") -> str:
+    """Output of ``fairseq_cli.<tool>`` run here, which is fastest; errors are raised, ``UserError`` as itself.
+
+    form: of a line that fairseq logs.
+    """
     from fairseq import checkpoint_utils
     from fairseq.logging import metrics
 
@@ -310,6 +313,7 @@ def run_in_process(tool: str, args: Sequence[str]) -> str:
             delattr(function, "best")
     metrics.reset()
     handler, root = logging.StreamHandler(output), logging.getLogger()
+    handler.setFormatter(logging.Formatter(form))
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -7,8 +7,9 @@ from typing import Any
 
 from dynamic_pooling_plan import MODELS
 from experiment_pages import duration, made, table
+from language_model_results import Rows, values
+from language_model_results import seeds as each
 
-Rows = Mapping[tuple[str, int, str], Mapping[str, Any]]  # (model, seed, metric) -> row
 PAPER = {  # corpus -> model -> test bits per character, shortening factor (Nawrot et al. 2023, table 1)
     "text8": {
         "vanilla": (1.143, 1.0), "fixed2": (1.149, 2.0), "fixed3": (1.155, 3.0), "fixed4": (1.166, 4.0),
@@ -130,30 +131,18 @@ def _results(found: Rows, models: Sequence[str]) -> str:
         first = next(row for (name, _, _), row in found.items() if name == model)
         rows = {seed: row for (name, seed, metric), row in found.items() if (name, metric) == (model, "test_bpc")}
         lines.append([
-            model, _seeds(values(found, model, "test_bpc"), 4), _shortening(found, model),
+            model, each(values(found, model, "test_bpc"), 4), _shortening(found, model),
             f"{first['params']:,}" if first["params"] else "-", f"{first['updates']:,}",
-            _seeds(values(found, model, "seconds_per_update"), 3), duration(mean(r["seconds"] for r in rows.values())),
+            each(values(found, model, "seconds_per_update"), 3), duration(mean(r["seconds"] for r in rows.values())),
             f"{max(row['peak_mb'] for row in rows.values()):,} MB",
             duration(mean(values(found, model, "eval_seconds").values())),
         ])  # fmt: skip
     return table(lines)
 
 
-def values(found: Rows, model: str, metric: str) -> dict[int, float]:
-    """Seed -> value."""
-    return {seed: row["value"] for (name, seed, what), row in found.items() if (name, what) == (model, metric)}
-
-
-def _seeds(numbers: Mapping[int, float], digits: int) -> str:
-    if not numbers:
-        return "-"
-    each = [f"{value:.{digits}f}" for value in numbers.values()]
-    return each[0] if len(set(each)) == 1 else f"{mean(numbers.values()):.{digits}f} ({', '.join(each)})"
-
-
 def _gumbel(found: Rows) -> list[str]:
     factor, sampled = (_shortening(found, "gumbel", name) for name in ("", "sampled_"))
-    bits, drawn = (_seeds(values(found, "gumbel", f"{name}test_bpc"), 4) for name in ("", "sampled_"))
+    bits, drawn = (each(values(found, "gumbel", f"{name}test_bpc"), 4) for name in ("", "sampled_"))
     if drawn == "-":
         return []
     return [
@@ -166,7 +155,7 @@ def _gumbel(found: Rows) -> list[str]:
 def _shortening(found: Rows, model: str, how: str = "") -> str:
     """Characters for each segment; "none" where hardly any segment ends."""
     numbers = values(found, model, f"{how}shortening_factor")
-    return _seeds({seed: value if value < 100 else inf for seed, value in numbers.items()}, 2).replace("inf", "none")
+    return each({seed: value if value < 100 else inf for seed, value in numbers.items()}, 2).replace("inf", "none")
 
 
 def _agreement(found: Rows, models: Sequence[str]) -> list[str]:

@@ -1,20 +1,14 @@
 """Where things are in a quality run of language models, and the flags that decide what is learned."""
 
-import argparse
-import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiment_runs import split_size
-from experiment_stages import fairseq
+from language_model_plan import ADAM, SAVING, LanguageModelPlan, LanguageModelRun
 
 from fairseq_efficient.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 MODELS: dict[str, list[str]] = {  # name -> architecture and what else it takes
     "vanilla": ["vanilla"],
     "fixed2": ["fixed", "--fixed-sf", "2"],
@@ -26,12 +20,7 @@ MODELS: dict[str, list[str]] = {  # name -> architecture and what else it takes
     "gumbel": ["gumbel"],
 }
 SPACES = "▁ <0x0A>"  # end a segment of whitespaces; data without newlines has no such symbol
-NEVER = "1000000000"
-TRAIN_FLAGS = [
-    "--criterion", "dynamic_pooling_cross_entropy", "--optimizer", "adam", "--adam-betas", "(0.9, 0.999)",
-    "--adam-eps", "1e-8", "--lr-scheduler", "cosine", "--log-format", "json", "--save-interval", NEVER,
-    "--validate-interval", NEVER, "--keep-interval-updates", "1", "--no-epoch-checkpoints",
-]  # fmt: skip
+TRAIN_FLAGS = ["--criterion", "dynamic_pooling_cross_entropy", *ADAM, "--log-format", "json", *SAVING]
 
 
 def layers(text: str) -> tuple[int, int, int]:
@@ -44,20 +33,8 @@ def layers(text: str) -> tuple[int, int, int]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(LanguageModelPlan):
     """What is the same for all runs."""
-
-    args: argparse.Namespace
-    data: Path
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": str(self.args.threads), "PYTHONUNBUFFERED": "1", "LOGLEVEL": "INFO"}
-
-    @property
-    def subset(self) -> str:
-        """The split that is scored: test, or valid where there is none (nothing is chosen by it)."""
-        return "test" if (self.data / "test.idx").exists() else "valid"
 
     @property
     def context(self) -> int:
@@ -65,34 +42,14 @@ class Plan:
         return int(self.args.tokens_per_sample // 2 if given is None else given)
 
     @property
-    def device_flags(self) -> list[str]:
-        return ["--cpu"] if self.args.device == "cpu" else []
-
-    @property
-    def workers(self) -> list[str]:
-        return ["--num-workers", "0" if self.args.device == "cpu" else "2"]
-
-    @cached_property
-    def prepared(self) -> dict[str, Any]:
-        """What scripts/prepare_lm.py says of the data; empty if it was made otherwise."""
-        try:
-            found: dict[str, Any] = json.loads((self.data / "prepare.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found
-
-    @property
     def name(self) -> str:
-        args = self.args
-        if args.name:
-            return str(args.name)
-        files = [args.data, args.cut, *(split.partition("=")[2] for split in args.split)]
-        source = args.corpus or next((Path(file).name.split(".")[0] for file in files if file), "sotu")
+        if self.args.name:
+            return str(self.args.name)
         options = self.prepared.get("options", {})
         if options.get("symbols") == "bytes":
-            return f"{source}, bytes"
+            return f"{self.source}, bytes"
         clean = options.get("clean", "none")
-        return f"{source}, characters" if clean == "none" else f"{source}, {clean} characters"
+        return f"{self.source}, characters" if clean == "none" else f"{self.source}, {clean} characters"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -109,19 +66,17 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(LanguageModelRun):
     """One model with one seed. ``timed``: trained for as long as vanilla took; ``setting``: what it is compared at."""
 
-    plan: Plan
-    model: str
-    seed: int
-    updates: int
+    package = "dynamic_pooling"
+
     timed: bool
     setting: str
 
     @property
     def name(self) -> str:
-        return f"{self.model}, seed {self.seed}" + (", equal time" if self.timed else "")
+        return super().name + (", equal time" if self.timed else "")
 
     @property
     def pooled(self) -> bool:
@@ -129,27 +84,8 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return Path(self.plan.args.out, self.model, f"seed{self.seed}" + ("-time" if self.timed else ""))
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / "checkpoint_last.pt"
-
-    @property
-    def env(self) -> dict[str, str]:
-        return self.plan.env
-
-    @property
-    def device_flags(self) -> list[str]:
-        return self.plan.device_flags
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What tells other data from these."""
-        return {split: list(split_size(self.plan.data / split)) for split in ("train", "valid")}
-
-    def command(self, tool: str, flags: Sequence[str]) -> list[str]:
-        return [*fairseq(tool), str(self.plan.data), "--user-dir", str(ROOT / "dynamic_pooling"), *flags]
+        found = super().folder
+        return found.with_name(f"{found.name}-time") if self.timed else found
 
     @property
     def train_flags(self) -> list[str]:
@@ -169,17 +105,4 @@ class Run:
             ("warmup-updates", round(args.warmup * self.updates)), ("max-update", self.updates),
         ):  # fmt: skip
             flags += [f"--{flag}", str(value)]
-        if args.precision == "bf16":
-            flags.append("--bf16" if args.device == "cuda" else "--cpu-bf16")
-        return [*flags, *TRAIN_FLAGS, *self.plan.device_flags]
-
-    @property
-    def watch_flags(self) -> list[str]:
-        """Flags of what is logged, validated and saved on the way."""
-        args = self.plan.args
-        valid = min(args.valid_interval or max(self.updates // 10, 1), self.updates)
-        log = min(args.log_interval or max(self.updates // 40, 1), self.updates)
-        return [
-            "--validate-interval-updates", str(valid), "--save-interval-updates", str(valid),
-            "--max-valid-steps", str(args.valid_batches), "--log-interval", str(log), *self.plan.workers,
-        ]  # fmt: skip
+        return [*flags, *self.plan.precision_flags, *TRAIN_FLAGS, *self.plan.device_flags]

@@ -1,20 +1,19 @@
 """Results of a quality run of language models as JSON rows, merged with those of other runs; the page and picture."""
 
-import json
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import dynamic_pooling_page
-from dynamic_pooling_plan import Plan, Run, split_size
+from dynamic_pooling_plan import Plan, Run
 from dynamic_pooling_stages import eval_log, sampled_log, step_seconds, validation
 from experiment_pages import draw
+from experiment_runs import split_size
 from experiment_stages import Record, TrainingLog, read_json, read_training_log, write_json
+from language_model_results import curve_of, experiment_name, merge, rounded
 
 from fairseq_efficient.bench.machine import provenance, this_command
 from fairseq_efficient.report.eval_log import read_evaluation
-from fairseq_efficient.report.train_log import read_train_log
 
 NAME = "dynamic_pooling"
 FOLDER = Path(__file__).resolve().parent
@@ -49,7 +48,7 @@ def new_document(plan: Plan, runs: Sequence[Run], checked: dict[str, Any] | None
         for setting in settings_of_one:  # vanilla is its own measure of time
             key = {"experiment": experiment, "data": name, "setting": setting, "model": one.model, "seed": one.seed}
             rows += rows_of(one, log, key)
-            curves.append({**key, **curve_of(one, log)})
+            curves.append({**key, **curve_of(one.folder, log, "bpc")})
     about = {"data": data_facts(plan), "settings": settings, "made": [head]}
     return {
         **head,
@@ -57,11 +56,6 @@ def new_document(plan: Plan, runs: Sequence[Run], checked: dict[str, Any] | None
         "rows": rows,
         "curves": curves,
     }
-
-
-def experiment_name(data: str, settings: dict[str, Any]) -> str:
-    """Names what may share a table: the same data and the same settings."""
-    return f"{data}; " + ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def data_facts(plan: Plan) -> dict[str, Any]:
@@ -102,43 +96,4 @@ def rows_of(one: Run, log: TrainingLog, key: dict[str, Any]) -> list[dict[str, A
         numbers["sampled_test_bpc"] = read_evaluation(sampled_log(one)).bits
     if not one.pooled:
         numbers["shortening_factor"] = 1.0
-    return [{**base, "metric": name, "value": _rounded(value)} for name, value in numbers.items() if value is not None]
-
-
-def _rounded(value: Any) -> float:
-    return float(f"{float(value):.7g}")
-
-
-def curve_of(one: Run, log: TrainingLog) -> dict[str, Any]:
-    """Validation bits over updates, and over seconds in training steps."""
-    updates, bits = read_train_log(one.folder / "train.log").series("valid", "bpc")
-    order = sorted(log.seconds_of)
-    times = dict(zip(order, accumulate(log.seconds_of[update] for update in order), strict=True))
-    return {
-        "updates": updates,
-        "seconds": [round(times.get(update, 0.0), 2) for update in updates],
-        "valid_bpc": bits,
-    }
-
-
-def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Both; of the same experiment, setting, model and seed only what is new."""
-
-    def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(row[name] for name in ("experiment", "setting", "model", "seed"))
-
-    merged = {**new, "experiments": {**old.get("experiments", {}), **new["experiments"]}}
-    for kind in ("rows", "curves"):
-        fresh = {key(row) for row in new[kind]}
-        merged[kind] = [row for row in old.get(kind, []) if key(row) not in fresh] + new[kind]
-    for name, about in new["experiments"].items():
-        before = old.get("experiments", {}).get(name)
-        if before is None:
-            continue
-        here = {made["command"] for made in about["made"]}
-        kept = [made for made in before["made"] if made["command"] not in here]
-        checks = [one for one in before["checked"] if json.dumps(one) not in map(json.dumps, about["checked"])]
-        merged["experiments"][name] = {
-            **about, "made": [*kept, *about["made"]], "checked": [*checks, *about["checked"]],
-        }  # fmt: skip
-    return merged
+    return [{**base, "metric": name, "value": rounded(value)} for name, value in numbers.items() if value is not None]

@@ -7,9 +7,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dynamic_pooling_plan import ROOT, Plan, Run, split_size
-from experiment_runs import score, train, validated
+import experiment_runs
+from dynamic_pooling_plan import Plan, Run
+from experiment_runs import eval_told, score, split_size, train, validated
 from experiment_stages import StageFailed, read_json, read_training_log, run, say, write_json
+from language_model_plan import ROOT
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.report.eval_log import read_evaluation
@@ -41,13 +43,8 @@ def prepare(args: argparse.Namespace) -> Path:
 
 def _score(one: Run, name: str, tool: str, flags: list[str], log: Path, listed: bool = True) -> None:
     """Run a tool over the trained model once."""
-
-    def show(line: str) -> str | None:
-        told = any(text in line for text in ("Evaluated", "Loss (base 2)"))
-        return f"  {line.rstrip().rpartition('eval_lm')[2].lstrip(' |:')}" if told else None
-
     said = f"on {one.plan.subset}" + (", sampled" if "sampled" in name else "")
-    score(one, name, tool, flags, log, said, show, listed)
+    score(one, name, tool, flags, log, said, eval_told, listed)
 
 
 def eval_flags(plan: Plan) -> list[str]:
@@ -142,25 +139,11 @@ def _keep_step_seconds(plan: Plan, steps: dict[str, float]) -> None:
 
 
 def time_updates(runs: Sequence[Run], count: int) -> None:
-    """Time ``count`` more updates of each trained model, two rounds in turns: the median of all but the first two of a
-    round. For a machine that is quiet now and was not always; segments are as long as training made them."""
+    """Measure anew what an update of each model takes; segments are as long as training made them."""
     steps = step_seconds(runs[0].plan)
     left = [one for one in runs if one.model not in steps]
-    found: dict[str, list[float]] = {one.model: [] for one in left}
-    for one in (*left, *reversed(left)):
-        say(f"{one.name}: timing {count} updates")
-        log = one.folder / f"timing{len(found[one.model])}.log"
-        log.unlink(missing_ok=True)
-        flags = [*one.train_flags, "--max-update", str(count), "--log-interval", "1", "--no-save"]
-        flags += ["--restore-file", str(one.checkpoint), "--reset-optimizer", "--reset-lr-scheduler", "--reset-meters"]
-        flags += ["--reset-dataloader", "--disable-validation", *one.plan.workers]
-        run(one.command("train", flags), log, env=one.plan.env)
-        seconds = read_training_log(log).seconds_of
-        found[one.model] += [each for update, each in seconds.items() if update > 2]
-    for model, seconds_of in found.items():
-        steps[model] = median(seconds_of)
-        say(f"{model}: {steps[model]:.3f} s for an update")
-    _keep_step_seconds(runs[0].plan, steps)
+    found = experiment_runs.time_updates(left, count)
+    _keep_step_seconds(runs[0].plan, {**steps, **{one.model: found[one.name] for one in left}})
 
 
 def timed_updates(plan: Plan, runs: Sequence[Run]) -> dict[str, int]:

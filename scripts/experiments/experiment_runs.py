@@ -4,6 +4,7 @@ import json
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 from experiment_stages import (
@@ -140,3 +141,28 @@ def validated(log: Path, subset: str) -> dict[str, float]:
         if found:
             return {name.removeprefix(f"{subset}_"): float(value) for name, value in json.loads(body).items()}
     raise StageFailed(f"{log}: no result of fairseq-validate in it")
+
+
+def eval_told(line: str) -> str | None:
+    """What fairseq-eval-lm says at its end, for :func:`score`."""
+    if not any(text in line for text in ("Evaluated", "Loss (base 2)")):
+        return None
+    return f"  {line.rstrip().rpartition('eval_lm')[2].lstrip(' |:')}"
+
+
+def time_updates(runs: Sequence[Run], count: int) -> dict[str, float]:
+    """Name of a run -> seconds of an update: ``count`` more of each trained model, two rounds in turns, the median of
+    all but the first two of a round. For a machine that is quiet now and was not always."""
+    found: dict[str, list[float]] = {one.name: [] for one in runs}
+    for turn, one in [(0, one) for one in runs] + [(1, one) for one in reversed(runs)]:
+        say(f"{one.name}: timing {count} updates")
+        log = one.folder / f"timing{turn}.log"
+        log.unlink(missing_ok=True)
+        flags = [*one.train_flags, *one.watch_flags, "--max-update", str(count), "--log-interval", "1", "--no-save"]
+        flags += ["--restore-file", str(one.checkpoint), "--reset-optimizer", "--reset-lr-scheduler", "--reset-meters"]
+        run(one.command("train", [*flags, "--reset-dataloader", "--disable-validation"]), log, env=one.env)
+        seconds = read_training_log(log).seconds_of
+        found[one.name] += [each for update, each in seconds.items() if update > 2]
+    for name, seconds_of in found.items():
+        say(f"{name}: {median(seconds_of):.3f} s for an update")
+    return {name: median(seconds_of) for name, seconds_of in found.items()}

@@ -1,8 +1,10 @@
 """Commands of an experiment as stages: run, logged, measured, remembered; and what fairseq's training log says."""
 
+import ctypes
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +30,15 @@ def fairseq(tool: str) -> list[str]:
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+def _die_with_parent() -> None:
+    """In the child: be killed when this process is, so that a second start finds nobody at work in its folders."""
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ def run(
             text=True,
             errors="replace",
             env={**os.environ, **(env or {})},
+            preexec_fn=_die_with_parent,
         )
         assert process.stdout is not None
         try:
@@ -245,7 +257,7 @@ _SHOWN = (
 
 
 def show_training(model: str, updates: int) -> Callable[[str], str | None]:
-    """One short line for each of fairseq's JSON lines."""
+    """One short line for each of fairseq's JSON lines. updates: of the whole training, 0 if unknown."""
     last: dict[str, float] = {}
 
     def show(line: str) -> str | None:
@@ -256,8 +268,8 @@ def show_training(model: str, updates: int) -> Callable[[str], str | None]:
         if tag == "valid":
             return f"  {model}: validation {' '.join(f'{name} {values[key]}' for name, key in _SHOWN if key in values)}"
         update, wall = int(values["num_updates"]), time.monotonic()  # fairseq's "wall" is 0 after a resume
-        text = f"  {model}: update {update}/{updates}, loss {values['loss']}"
-        if last:
+        text = f"  {model}: update {update}{f'/{updates}' if updates else ''}, loss {values['loss']}"
+        if last and updates:
             each = (wall - last["wall"]) / max(update - last["update"], 1)
             text += f", {each:.1f} s each, about {each * (updates - update) / 60:.0f} min left"
         last.update(update=update, wall=wall)

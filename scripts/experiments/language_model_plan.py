@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiment_runs import split_size
-from experiment_stages import fairseq
+from experiment_stages import fairseq, run, say
 
 from fairseq_efficient.errors import UserError
 
@@ -80,6 +81,17 @@ def check_places(args: argparse.Namespace, inputs: Sequence[str]) -> None:
         raise UserError(f"--data {args.data}: no dict.txt in it; prepare it with scripts/prepare_lm.py")
     if args.results and args.publish:
         raise UserError("give --results or --publish, not both")
+
+
+def prepare_data(args: argparse.Namespace, flags: Sequence[str]) -> Path:
+    """The folder of binarised data: ``--data``, or OUT/data, made by scripts/prepare_lm.py with ``flags``."""
+    if args.data is not None:
+        return Path(args.data).resolve()
+    destination = Path(args.out, "data")
+    say("prepare")
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_lm.py"), str(destination), *flags]
+    run(command, args.out / "prepare.log", show=lambda line: f"  {line.rstrip()}" if "%|" not in line else None)
+    return destination
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

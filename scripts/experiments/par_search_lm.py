@@ -13,16 +13,27 @@ sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see ex
 import par_search_results as results
 from experiment_runs import train
 from experiment_stages import StageFailed, say
+from language_model_plan import (
+    add_output,
+    add_watching,
+    check_least,
+    check_places,
+    check_share,
+    chosen_models,
+    chosen_seeds,
+)
 from par_search_plan import LAYOUTS, MODELS, ORIGINAL_UPDATES, Plan
-from par_search_stages import cutoffs, evaluate, measure, prepare, search
+from par_search_stages import cutoffs, evaluate, measure, prepare, search, time_updates
 
 from fairseq_efficient.errors import UserError, run_main
 
 EPILOG = """
-Stages: prepare, cutoffs of the adaptive softmax (once); search a layout with each seed; train each model with each seed
-and run fairseq-eval-lm on valid and test; measure evaluation steps of all layouts. A stage that is done is skipped,
-training goes on from its last checkpoint: give the same --out. Logs and checkpoints of a run are in OUT/MODEL/seedN,
-of the searches in OUT/search/seedN.
+Stages: prepare, cutoffs of the adaptive softmax (once); for each seed search a layout, train each model, run
+fairseq-eval-lm on valid and test; then time updates and evaluation steps of all layouts, in turns. A stage that is done
+is skipped, training goes on from its last checkpoint: give the same --out. Logs and checkpoints of a run are in
+OUT/MODEL/seedN, of the searches in OUT/search/seedN.
+Seeds can run side by side: several commands with --data, the same --out, other --seeds, and --latency-runs 0; then one
+with all seeds, which measures and writes.
 Results (JSON, Markdown, PNG, the search as PNG and GIF) go to OUT/results, with --publish to docs/results; rows of
 other runs there stay.
 Look at the runs: python scripts/report.py par_search OUT/search/seed* OUT/par/seed1 --out page.html
@@ -43,9 +54,7 @@ def get_parser() -> argparse.ArgumentParser:
     add_training(parser.add_argument_group("training"))
     add_search(parser.add_argument_group("search"))
     add_evaluation(parser.add_argument_group("evaluation"))
-    output = parser.add_argument_group("output")
-    output.add_argument("--results", type=Path, metavar="DIR", help="where the results go (default: OUT/results)")
-    output.add_argument("--publish", action="store_true", help="write docs/results/par_search.{json,md,png}")
+    add_output(parser.add_argument_group("output"), results.NAME)
     return parser
 
 
@@ -84,12 +93,7 @@ def add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--lr", type=float, default=1e-3, help="peak of the cosine schedule (default: %(default)s)")
     group.add_argument("--warmup", type=float, default=0.1, help="share of the updates (default: %(default)s)")
     group.add_argument("--clip-norm", type=float, default=0.25, help="(default: %(default)s)")
-    group.add_argument("--valid-batches", type=int, default=20, metavar="N", help="in a validation (%(default)s)")
-    group.add_argument("--valid-interval", type=int, metavar="N", help="updates, also between checkpoints (tenths)")
-    group.add_argument("--log-interval", type=int, metavar="N", help="updates (default: fortieths)")
-    group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
-    group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="for every model alike")
-    group.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    add_watching(group)
 
 
 def add_search(group: argparse._ArgumentGroup) -> None:
@@ -102,40 +106,29 @@ def add_search(group: argparse._ArgumentGroup) -> None:
 def add_evaluation(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--eval-tokens", type=int, default=64, help="of a block in evaluation (default: %(default)s)")
     group.add_argument("--eval-mem-len", type=int, default=640, help="tokens remembered there (default: %(default)s)")
-    group.add_argument("--latency-runs", type=int, default=9, help="timed steps of each layout (default: %(default)s)")
+    group.add_argument("--latency-runs", type=int, default=9, help="timed steps of each layout (%(default)s; 0: none)")
+    group.add_argument(
+        "--time-updates", type=int, default=0, metavar="N", help="time N more updates of each layout, in turns"
+    )
 
 
 def check(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     """The models and seeds asked for; UserError for flags that make no sense."""
-    models = list(dict.fromkeys(args.models.split(",")))
-    for model in models:
-        if model not in MODELS:
-            raise UserError(f"--models {model}: not one of {', '.join(MODELS)}")
+    models, seeds = chosen_models(args.models, MODELS), chosen_seeds(args.seeds)
     if "random" in models and "searched" not in models:
         raise UserError("--models random: needs searched, whose blocks it shuffles")
-    if not all(seed.isdigit() for seed in args.seeds.split(",")):
-        raise UserError(f"--seeds {args.seeds}: not a comma list of whole numbers")
     args.search_updates = args.updates if args.search_updates is None else args.search_updates
     numbers = ("updates", "original_updates", "search_updates", "dim", "ffn", "heads", "tokens_per_sample",
                "batch_size", "valid_batches", "valid_interval", "log_interval", "threads", "vocab_size", "eval_tokens",
-               "latency_runs", "clusters")  # fmt: skip
-    for flag in numbers:
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
-    for flag, least in (("blocks", 2), ("mem_len", 0), ("eval_mem_len", 0)):
-        if getattr(args, flag) < least:
-            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least {least}")
-    for flag in ("warmup", "search_warmup"):
-        if not 0 <= getattr(args, flag) < 1:
-            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least 0 and below 1")
-    if sum(map(bool, (args.data, args.corpus, args.split))) > 1:
-        raise UserError("give one of --data, --corpus and --split")
-    if args.data is not None and not (args.data / "dict.txt").is_file():
-        raise UserError(f"--data {args.data}: no dict.txt in it; prepare it with scripts/prepare_lm.py")
-    if args.results and args.publish:
-        raise UserError("give --results or --publish, not both")
-    return models, list(dict.fromkeys(map(int, args.seeds.split(","))))
+               "clusters")  # fmt: skip
+    check_least(args, numbers)
+    check_least(args, ["blocks"], 2)
+    check_least(args, ["mem_len", "eval_mem_len", "latency_runs", "time_updates"], 0)
+    check_share(args, "warmup", "search_warmup")
+    if args.time_updates in (1, 2, 3):
+        raise UserError(f"--time-updates {args.time_updates}: must be at least 4, of which two do not count")
+    check_places(args, ["data", "corpus", "split"])
+    return models, seeds
 
 
 def main() -> int:
@@ -147,20 +140,23 @@ def main() -> int:
     try:
         plan = Plan(args, prepare(args))
         cutoffs(plan)
-        if "searched" in models:
-            search(plan, seeds)
         done = []
         for seed in seeds:
+            if "searched" in models:
+                search(plan, seed)
             for model in models:
                 one = plan.run(model, seed)
                 train(one)
                 evaluate(one)
                 done.append(one)
                 results.write(folder, plan, done)
-        measure(plan, done)
+        if args.time_updates:
+            time_updates(plan, done)
+        if args.latency_runs:
+            measure(plan, done)
         results.write(folder, plan, done)
         if "searched" in models:
-            results.draw_search(folder, plan)
+            results.draw_search(folder, plan, seeds)
         say(f"wrote {folder / results.NAME}.json, .md and .png")
     except StageFailed as err:
         print(err, file=sys.stderr)

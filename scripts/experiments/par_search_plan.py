@@ -1,19 +1,15 @@
 """Where things are in a quality run of layouts, and the flags that decide what is learned."""
 
-import argparse
 import importlib.util
-import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiment_runs import split_size
-from experiment_stages import StageFailed, fairseq, read_json
+from experiment_stages import StageFailed, read_json
+from language_model_plan import ADAM, ROOT, SAVING, LanguageModelPlan, LanguageModelRun
 
-ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = ("interleaved", "par", "searched", "random")
 ORIGINAL = "original"  # the published code's recipe: the supernet itself, trained all at once
 MODELS = (*LAYOUTS, ORIGINAL)
@@ -23,59 +19,21 @@ ORIGINAL_SIZES = [
     "--arch", "par_supernet_small", "--tau-start", "1.0", "--tau-end", "0.1", "--supernet-eval", "mixture",
     "--dropout", "0.1", "--tokens-per-sample", "32", "--batch-size", "32", "--lr", "1e-4",
 ]  # fmt: skip
-NEVER = "1000000000"
-SAVING = [
-    "--save-interval", NEVER, "--validate-interval", NEVER, "--keep-interval-updates", "1", "--no-epoch-checkpoints",
-]  # fmt: skip
-ADAM = ["--optimizer", "adam", "--adam-betas", "(0.9, 0.999)", "--adam-eps", "1e-8", "--lr-scheduler", "cosine"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(LanguageModelPlan):
     """What is the same for all runs."""
-
-    args: argparse.Namespace
-    data: Path
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": str(self.args.threads), "PYTHONUNBUFFERED": "1", "LOGLEVEL": "INFO"}
-
-    @property
-    def subset(self) -> str:
-        """The split that is scored: test, or valid where there is none."""
-        return "test" if (self.data / "test.idx").exists() else "valid"
 
     @property
     def subsets(self) -> list[str]:
         return list(dict.fromkeys(("valid", self.subset)))
 
     @property
-    def device_flags(self) -> list[str]:
-        return ["--cpu"] if self.args.device == "cpu" else []
-
-    @property
-    def workers(self) -> list[str]:
-        return ["--num-workers", "0" if self.args.device == "cpu" else "2"]
-
-    @cached_property
-    def prepared(self) -> dict[str, Any]:
-        """What scripts/prepare_lm.py says of the data; empty if it was made otherwise."""
-        try:
-            found: dict[str, Any] = json.loads((self.data / "prepare.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found
-
-    @property
     def name(self) -> str:
-        args = self.args
-        if args.name:
-            return str(args.name)
-        files = [args.data, *(split.partition("=")[2] for split in args.split)]
-        source = args.corpus or next((Path(file).name.split(".")[0] for file in files if file), "sotu")
         case = ", lower case" if self.prepared.get("options", {}).get("lower_case") else ""
-        return f"{source}, sub-words{case}" if "subwords" in self.prepared else str(source)
+        made = f"{self.source}, sub-words{case}" if "subwords" in self.prepared else self.source
+        return str(self.args.name or made)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -110,42 +68,32 @@ class Plan:
             flags += [f"--{flag}", str(value)]
         if self.cutoffs:
             flags += ["--adaptive-softmax-cutoff", self.cutoffs, "--adaptive-input", "--tie-adaptive-weights"]
-        if args.precision == "bf16":
-            flags.append("--bf16" if args.device == "cuda" else "--cpu-bf16")
-        return [*flags, *self.device_flags]
+        return [*flags, *self.precision_flags, *self.device_flags]
 
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What tells other data from these."""
-        return {split: list(split_size(self.data / split)) for split in ("train", "valid")}
-
-    @property
-    def search_folder(self) -> Path:
-        return Path(self.args.out, "search")
+    def search_folder(self, seed: int) -> Path:
+        return Path(self.args.out, "search", f"seed{seed}")
 
     @property
     def search_words(self) -> list[str]:
         """Arguments of fairseq-train that scripts/search_layout.py is given."""
         args, updates = self.args, self.args.search_updates
-        log = max(updates // 100, 1)
         flags = ["--task", "par_search", "--arch", "par_supernet", *self.sizes, "--criterion", "par_search"]
         for flag, value in (
             ("optimizer", "par_search"), ("lr", args.lr), ("lr-scheduler", "cosine"),
             ("warmup-updates", round(args.warmup * updates)), ("max-update", updates),
-            ("arch-warmup-updates", round(args.search_warmup * updates)), ("log-interval", log),
+            ("arch-warmup-updates", round(args.search_warmup * updates)), ("log-interval", max(updates // 100, 1)),
+            ("validate-interval-updates", max(updates // 10, 1)), ("save-interval-updates", max(updates // 10, 1)),
+            ("max-valid-steps", args.valid_batches),
         ):  # fmt: skip
             flags += [f"--{flag}", str(value)]
-        saving = ["--validate-interval-updates", str(max(updates // 10, 1)), "--save-interval-updates",
-                  str(max(updates // 10, 1)), "--max-valid-steps", str(args.valid_batches)]  # fmt: skip
-        return [str(self.data), *flags, *saving, *SAVING, *self.workers, *args.search_flags.split()]
+        return [str(self.data), *flags, *SAVING, *self.workers, *args.search_flags.split()]
 
-    def found(self) -> dict[str, dict[str, Any]]:
-        """Seed -> what scripts/derive_layout.py said of its search. StageFailed if there is none yet."""
-        path = self.search_folder / "layouts.json"
+    def found(self, seed: int) -> str:
+        """The layout of a search, identity blocks included. StageFailed if there is none yet."""
+        path = self.search_folder(seed) / "layout.json"
         if not path.exists():
-            raise StageFailed(f"{path}: not there; the searches have not ended")
-        found: dict[str, dict[str, Any]] = read_json(path)
-        return found
+            raise StageFailed(f"{path}: not there; the search has not ended")
+        return str(read_json(path)["with_identity"])
 
     def layout(self, model: str, seed: int) -> str:
         """What each block of a model is."""
@@ -154,7 +102,7 @@ class Plan:
             return str(RULES.rule_layout("interleaved", blocks))
         if model == "par":
             return str(RULES.rule_layout("par", blocks, ratio))
-        searched = str(self.found()[str(seed)]["with_identity"])
+        searched = self.found(seed)
         if model == "searched":
             return searched.replace("i", "")
         known = {searched, self.layout("interleaved", seed), self.layout("par", seed)}
@@ -187,25 +135,10 @@ def shuffled(layout: str, seed: int, known: set[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(LanguageModelRun):
     """One model with one seed."""
 
-    plan: Plan
-    model: str
-    seed: int
-    updates: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}, seed {self.seed}"
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.plan.args.out, self.model, f"seed{self.seed}")
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / "checkpoint_last.pt"
+    package = "par_search"
 
     @property
     def layout(self) -> str:
@@ -218,7 +151,8 @@ class Run:
         args, layout = self.plan.args, self.layout
         if self.model == ORIGINAL:
             warmup = round(4000 * self.updates / ORIGINAL_UPDATES)
-            flags = [*ORIGINAL_SIZES, *self.plan.device_flags, *args.original_flags.split()]
+            flags = [*ORIGINAL_SIZES, *self.plan.precision_flags, *self.plan.device_flags]
+            flags += args.original_flags.split()
         else:
             warmup = round(args.warmup * self.updates)
             sizes = dict_flags(self.plan.sizes, {"--decoder-blocks": str(len(layout))})
@@ -228,32 +162,10 @@ class Run:
 
     @property
     def watch_flags(self) -> list[str]:
-        """Flags of what is logged, validated and saved on the way."""
-        args = self.plan.args
-        valid = min(args.valid_interval or max(self.updates // 10, 1), self.updates)
-        if self.model == ORIGINAL:  # its table is of epochs
-            valid = max(self.updates // ORIGINAL_EPOCHS, 1)
-        log = min(args.log_interval or max(self.updates // 40, 1), self.updates)
-        return [
-            "--validate-interval-updates", str(valid), "--save-interval-updates", str(valid),
-            "--max-valid-steps", str(args.valid_batches), "--log-interval", str(log), *self.plan.workers,
-        ]  # fmt: skip
-
-    @property
-    def device_flags(self) -> list[str]:
-        return self.plan.device_flags
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        return self.plan.fingerprint
-
-    @property
-    def env(self) -> dict[str, str]:
-        return self.plan.env
-
-    def command(self, tool: str, flags: Sequence[str]) -> list[str]:
-        """fairseq's ``tool`` on the run's data."""
-        return [*fairseq(tool), str(self.plan.data), "--user-dir", str(ROOT / "par_search"), *flags]
+        """Of the original: validated after each epoch, as its table has them."""
+        epoch = str(max(self.updates // ORIGINAL_EPOCHS, 1))
+        intervals = dict.fromkeys(("--validate-interval-updates", "--save-interval-updates"), epoch)
+        return dict_flags(super().watch_flags, intervals if self.model == ORIGINAL else {})
 
 
 def dict_flags(flags: list[str], changed: Mapping[str, str]) -> list[str]:

@@ -11,7 +11,7 @@ from experiment_runs import split_size
 from experiment_stages import Record, TrainingLog, read_json, read_training_log, write_json
 from language_model_results import curve_of, experiment_name, merge, rounded
 from par_search_plan import ORIGINAL, ORIGINAL_EPOCHS, Plan, Run
-from par_search_stages import evaluation, latencies
+from par_search_stages import evaluation, latencies, step_seconds, what
 
 from fairseq_efficient.bench.machine import provenance, this_command
 from fairseq_efficient.report.train_log import INNER, read_train_log
@@ -37,13 +37,13 @@ def draw(command: Sequence[str]) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def draw_search(folder: Path, plan: Plan) -> None:
+def draw_search(folder: Path, plan: Plan, seeds: Sequence[int]) -> None:
     """The page of the searches, and the heat map of the first as a still and a moving picture."""
-    runs = sorted(plan.search_folder.glob("seed*"), key=lambda path: int(path.name.removeprefix("seed")))
+    runs = [str(plan.search_folder(seed)) for seed in seeds]
     script = str(FOLDER.parent / "report.py")
     pictures = ["--png", str(folder / f"{NAME}_search.png"), "--gif", str(folder / f"{NAME}_search.gif")]
     page = str(Path(plan.args.out, "search.html"))
-    draw([sys.executable, script, "par_search", *map(str, runs), "--out", page, *pictures])
+    draw([sys.executable, script, "par_search", *runs, "--out", page, *pictures])
 
 
 def new_document(plan: Plan, runs: Sequence[Run]) -> dict[str, Any]:
@@ -83,7 +83,9 @@ def rows_of(one: Run, log: TrainingLog, key: dict[str, Any]) -> list[dict[str, A
         **key, "params": log.parameters, "updates": one.updates, "seconds": round(log.seconds, 1),
         "peak_mb": round(log.gpu_peak_mb or record.peak_mb),
     }  # fmt: skip
-    numbers: dict[str, float | None] = {"seconds_per_update": log.seconds_per_update}
+    numbers: dict[str, float | None] = {
+        "seconds_per_update": step_seconds(one.plan).get(what(one), log.seconds_per_update),
+    }
     for subset in one.plan.subsets:
         scored = evaluation(one, subset)
         numbers[f"{subset}_ppl"], numbers[f"{subset}_bits"] = 2**scored.bits, scored.bits

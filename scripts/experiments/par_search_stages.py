@@ -1,4 +1,4 @@
-"""Stages of a quality run of layouts: prepare, cutoffs, search, train, evaluate, measure. Done ones are skipped."""
+"""Stages of a quality run of layouts: prepare, cutoffs, search, evaluate, time, measure. Done ones are skipped."""
 
 import argparse
 import sys
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment_runs import score, split_size
-from experiment_stages import Record, StageFailed, read_json, run, say
-from par_search_plan import ORIGINAL, ROOT, Plan, Run
+import experiment_runs
+from experiment_runs import eval_told, score, split_size
+from experiment_stages import Record, StageFailed, read_json, run, say, write_json
+from language_model_plan import ROOT
+from par_search_plan import ORIGINAL, Plan, Run
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.report.eval_log import Evaluation, read_evaluation
@@ -45,33 +47,60 @@ def cutoffs(plan: Plan) -> None:
     found = [line for line in log.read_text(encoding="utf-8").splitlines() if line.replace(",", "").isdigit()]
     if len(found) != 1:
         raise StageFailed(f"scripts/optimal_cutoffs.py found no cutoffs; see {log}")
-    path.write_text(found[0] + "\n", encoding="utf-8")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(found[0] + "\n", encoding="utf-8")
+    temporary.replace(path)
     say(f"cutoffs of the adaptive softmax: {found[0]}")
 
 
-def search(plan: Plan, seeds: Sequence[int]) -> None:
-    """Search a layout with each seed by scripts/search_layout.py, which goes on where it stopped."""
-    folder = plan.search_folder
+def search(plan: Plan, seed: int) -> None:
+    """Search a layout by scripts/search_layout.py, which goes on where it stopped."""
+    folder = plan.search_folder(seed)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "search.json"
     settings = {"words": plan.search_words, "derive": plan.args.derive, "data": plan.fingerprint}
-    record = Record.load(path) or Record({**settings, "seeds": []})
-    if {**record.settings, "seeds": []} != {**settings, "seeds": []}:
+    record = Record.load(path) or Record(settings)
+    if record.settings != settings:
         raise UserError(f"{folder}: was searched with other flags or data; give another --out")
-    if record.done and set(seeds) <= set(record.settings["seeds"]):
-        return say("searched already")
-    say(f"searching for {plan.args.search_updates:,} updates with each of {len(seeds)} seed(s)")
-    record.settings, record.done = {**settings, "seeds": list(seeds)}, False
-    command = [sys.executable, str(ROOT / "scripts" / "search_layout.py"), str(folder), "--seeds"]
+    if record.done:
+        return say(f"search, seed {seed}: done already")
+    say(f"search, seed {seed}: {plan.args.search_updates:,} updates")
+    command = [sys.executable, str(ROOT / "scripts" / "search_layout.py"), str(folder.parent), "--seeds", str(seed)]
     derive = f"--derive=--no-measure {plan.args.derive}".strip()
-    command += [",".join(map(str, seeds)), derive, "--", *plan.search_words]
 
     def show(line: str) -> str | None:
-        return f"  {line.rstrip()}" if line.startswith(("seed", "share")) or line[:4].strip().isdigit() else None
+        wanted = line.startswith(f"  seed {seed}: ") or line.split()[:1] == [str(seed)]
+        return f"  {line.strip()}" if wanted else None
 
+    command += [derive, "--", *plan.search_words]
     run(command, folder / "search.log", show, plan.env, append=True, record=record, record_file=path)
+    say(f"search, seed {seed}: {plan.found(seed)}")
     record.done = True
     record.save(path)
+
+
+def time_updates(plan: Plan, runs: Sequence[Run]) -> None:
+    """Time updates of all layouts, and of the original, in turns; each once."""
+    known = step_seconds(plan)
+    left = {what(one): one for one in reversed(runs) if what(one) not in known}
+    if left:
+        found = experiment_runs.time_updates(list(left.values()), plan.args.time_updates)
+        write_json(steps_file(plan), {**known, **{name: found[one.name] for name, one in left.items()}})
+
+
+def what(one: Run) -> str:
+    """What a step's time depends on."""
+    return one.layout or one.model
+
+
+def steps_file(plan: Plan) -> Path:
+    return Path(plan.args.out, "step_seconds.json")
+
+
+def step_seconds(plan: Plan) -> dict[str, float]:
+    """Layout -> seconds of an update that :func:`time_updates` measured."""
+    path = steps_file(plan)
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def eval_flags(plan: Plan, subset: str) -> list[str]:
@@ -95,19 +124,13 @@ def evaluate(one: Run) -> None:
             lengths = ["--tokens-per-sample", "32", "--eval-mem-len", "16"]
             flags += lengths
             argmax = [*flags, "--model-overrides", "{'supernet_eval': 'argmax'}"]
-            log = eval_log(one, subset, "-argmax")
-            score(one, f"{name}-argmax", "eval-lm", argmax, log, f"on {subset}, most probable layout", told, False)
-        score(one, name, "eval-lm", flags, eval_log(one, subset), f"on {subset}", told, subset == one.plan.subset)
+            said = f"on {subset}, most probable layout"
+            score(one, f"{name}-argmax", "eval-lm", argmax, eval_log(one, subset, "-argmax"), said, eval_told, False)
+        listed = subset == one.plan.subset
+        score(one, name, "eval-lm", flags, eval_log(one, subset), f"on {subset}", eval_told, listed)
         scored, wanted = evaluation(one, subset).tokens, split_size(one.plan.data / subset)[1] - 1
         if scored != wanted:
             raise StageFailed(f"{one.name}: {scored:,} tokens were scored, but {subset} has {wanted:,}")
-
-
-def told(line: str) -> str | None:
-    """What fairseq-eval-lm says at its end."""
-    if not any(text in line for text in ("Evaluated", "Loss (base 2)")):
-        return None
-    return f"  {line.rstrip().rpartition('eval_lm')[2].lstrip(' |:')}"
 
 
 def eval_log(one: Run, subset: str, what: str = "") -> Path:

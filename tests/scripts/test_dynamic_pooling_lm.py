@@ -181,7 +181,7 @@ def test_names_of_data(stream_data: Path, tmp_path: Path):
 
 def test_the_scored_split_must_be_whole(stream_data: Path, tmp_path: Path):
     plan = plans.Plan(arguments(tmp_path, stream_data), stream_data)
-    assert plan.subset == "test" and plans.split_size(stream_data / "train") == (8, 640)
+    assert plan.subset == "test" and runs.split_size(stream_data / "train") == (8, 640)
     assert stages.corpus_tokens(plan) == 200
     told = {"documents": 3, "characters": 196, "bytes": 200, "tokens": 200}
     vars(plan)["prepared"] = {"splits": {"test": told}, "options": {"symbols": "characters", "eos": True}}
@@ -190,7 +190,7 @@ def test_the_scored_split_must_be_whole(stream_data: Path, tmp_path: Path):
     told["characters"] = 197
     assert stages.corpus_tokens(plan) == 200
     with pytest.raises(UserError, match=r"gone\.idx: No such file"):
-        plans.split_size(tmp_path / "gone")
+        runs.split_size(tmp_path / "gone")
 
 
 def test_trained_runs_are_not_trained_again_nor_otherwise(stream_data: Path, tmp_path: Path):

@@ -1,8 +1,14 @@
 """The quality run of layouts: its plan, one tiny real run of all stages, and the page made from rows."""
 
+import contextlib
+import io
 import json
+import logging
 import re
+import runpy
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fairseq_efficient.errors import UserError
-from tests.util import ROOT, run_cli
+from tests.util import ROOT, run_in_process
 
 sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
 import experiment_runs as shared
@@ -36,26 +42,40 @@ def arguments(out: Path, data: Path, *flags: str) -> Any:
 
 
 @pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stages run in forks of a process that has imported fairseq; the list has their tools."""
-    ran: list[str] = []
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stages run in this process, which has imported fairseq; the list has their tools."""
+    found: list[str] = []
+
+    def script_here(path: str, args: Sequence[str]) -> str:
+        output = io.StringIO()
+        monkeypatch.setattr(sys, "argv", [path, *map(str, args)])
+        try:
+            with contextlib.redirect_stdout(output):
+                runpy.run_path(path, run_name="__main__")
+        except SystemExit as end:
+            assert not end.code, output.getvalue()
+        finally:
+            logging.disable(logging.NOTSET)
+        return output.getvalue()
 
     def run(command: Any, log: Path, show: Any = None, env: Any = None, append: bool = False, **kept: Any) -> Ran:
-        tool = Path(command[1]).name.removeprefix("fairseq-").replace("-", "_")
-        tool = command[1] if command[1].endswith(".py") else tool
-        ran.append(Path(tool).stem)
-        output = run_cli(tool, command[2:], env=env, timeout=280)
+        found.append(Path(command[1]).stem.removeprefix("fairseq-"))
+        here = script_here if command[1].endswith(".py") else fairseq_here
         with log.open("a" if append else "w", encoding="utf-8") as file:
-            file.write(f"# start\n{output}")
+            file.write(f"# start\n{here(command[1], command[2:])}")
         if record := kept.get("record"):
             record.add(Ran(2.0, 300.0, 0))
             record.save(kept["record_file"])
         return Ran(2.0, 300.0, 0)
 
+    def fairseq_here(path: str, args: Sequence[str]) -> str:
+        tool = Path(path).stem.removeprefix("fairseq-").replace("-", "_")
+        return run_in_process(tool, args, "%(asctime)s | %(levelname)s | %(name)s | %(message)s")
+
     for module in (stages, shared):
         monkeypatch.setattr(module, "run", run)
-    monkeypatch.setattr(results, "draw", lambda command: run_cli(command[1], command[2:]))
-    return ran
+    monkeypatch.setattr(results, "draw", lambda command: script_here(command[1], command[2:]))
+    return found
 
 
 def call(monkeypatch: pytest.MonkeyPatch, out: Path, data: Path, *flags: str) -> int:
@@ -65,23 +85,29 @@ def call(monkeypatch: pytest.MonkeyPatch, out: Path, data: Path, *flags: str) ->
 
 @pytest.mark.slow
 def test_all_stages(
-    forked: list[str], monkeypatch: pytest.MonkeyPatch, stream_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    ran: list[str], monkeypatch: pytest.MonkeyPatch, stream_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     """Four layouts, then the published code's recipe; rows of the first run stay; nothing is done twice."""
     folder, out = tmp_path / "results", tmp_path / "out"
     flags = ("--seeds", "1", "--results", str(folder))
-    assert call(monkeypatch, out, stream_data, *flags) == 0
-    assert forked == ["search_layout", *["train", "eval_lm", "eval_lm"] * 4, *["measure_latency"] * 4]
+    assert call(monkeypatch, out, stream_data, *flags, "--time-updates", "4") == 0
+    counts = Counter(ran)
+    layouts = {model: plan_of(out, stream_data).layout(model, 1) for model in plans.LAYOUTS}
+    distinct = len(set(layouts.values()))
+    assert ran[:4] == ["search_layout", "train", "eval-lm", "eval-lm"] and ran[-4:] == ["measure_latency"] * 4
+    assert counts["train"] == 4 + 2 * distinct and counts["eval-lm"] == 8
     document = json.loads((folder / "par_search.json").read_text())
     rows = {(row["model"], row["metric"]): row for row in document["rows"]}
     for row in rows.values():
         assert {"data", "model", "params", "updates", "metric", "value", "seconds", "peak_mb", "seed"} <= set(row)
-    layouts = {one["model"]: one["layout"] for one in document["layouts"]}
+    assert layouts == {one["model"]: one["layout"] for one in document["layouts"]}
     assert layouts["interleaved"] == "afaf" and layouts["par"] == "ffff"
     assert sorted(layouts["random"]) == sorted(layouts["searched"])
+    steps = json.loads((out / "step_seconds.json").read_text())
     for model, layout in layouts.items():
         assert rows[model, "test_tokens"]["value"] == rows[model, "valid_tokens"]["value"] == 199
         assert rows[model, "attention"]["value"] == layout.count("a") and 2 < rows[model, "test_ppl"]["value"] < 200
+        assert rows[model, "seconds_per_update"]["value"] == pytest.approx(steps[layout], rel=1e-5)
         for cache in ("hidden", "keys"):
             for batch in (1, 32):
                 assert rows[model, f"latency_ms_{cache}_batch{batch}"]["value"] > 0
@@ -94,18 +120,19 @@ def test_all_stages(
     with Image.open(folder / "par_search_search.gif") as moving:
         assert moving.n_frames == 6
 
-    forked.clear()
-    assert call(monkeypatch, out, stream_data, *flags, "--models", "interleaved,original") == 0
-    assert forked == ["train", *["eval_lm"] * 4, *["measure_latency"] * 4]  # of other layouts
+    ran.clear()
+    more = (*flags, "--models", "interleaved,original", "--latency-runs", "0")
+    assert call(monkeypatch, out, stream_data, *more) == 0
+    assert ran == ["train", *["eval-lm"] * 4]
     document = json.loads((folder / "par_search.json").read_text())
     assert {row["model"] for row in document["rows"]} == set(plans.MODELS) and len(document["experiments"]) == 1
     (recipe,) = document["recipe"]
     assert [row["epoch"] for row in recipe["table"]] == [1, 3, 5, 10, 17, 20] and recipe["table"][-1]["update"] == 20
     text = (folder / "par_search.md").read_text()
     assert "| 1 | 1 |" in text and "| 20 | 20 |" in text and "At the end, whole splits: valid" in text
-    forked.clear()
-    assert call(monkeypatch, out, stream_data, *flags, "--models", "interleaved,original") == 0
-    assert forked == []
+    ran.clear()
+    assert call(monkeypatch, out, stream_data, *more) == 0
+    assert ran == []
     with pytest.raises(UserError, match="was trained with other flags"):
         call(monkeypatch, out, stream_data, *flags, "--models", "par,interleaved", "--lr", "0.5")
     with pytest.raises(UserError, match="was searched with other flags"):
@@ -113,17 +140,20 @@ def test_all_stages(
     capsys.readouterr()
 
 
+def plan_of(out: Path, data: Path) -> plans.Plan:
+    return plans.Plan(arguments(out, data), data)
+
+
 def found_layouts(out: Path, **layouts: str) -> None:
-    (out / "search").mkdir(parents=True, exist_ok=True)
-    found = {
-        seed.removeprefix("s"): {"layout": one.replace("i", ""), "with_identity": one} for seed, one in layouts.items()
-    }
-    (out / "search" / "layouts.json").write_text(json.dumps(found))
+    for seed, layout in layouts.items():
+        folder = out / "search" / seed.replace("s", "seed")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "layout.json").write_text(json.dumps({"with_identity": layout}))
 
 
 def test_flags_of_the_models(stream_data: Path, tmp_path: Path):
     plan = plans.Plan(arguments(tmp_path, stream_data, "--updates", "50", "--par-ratio", "2"), stream_data)
-    with pytest.raises(StageFailed, match="the searches have not ended"):
+    with pytest.raises(StageFailed, match="the search has not ended"):
         plan.layout("searched", 1)
     found_layouts(tmp_path, s1="aifa", s2="ffaf")
     layouts = {model: plan.layout(model, 1) for model in plans.LAYOUTS}
@@ -158,6 +188,8 @@ def test_a_random_layout_is_another_one():
         (["--seeds", "1,x"], "--seeds 1,x: not a comma list"),
         (["--updates", "0"], "--updates 0: must be at least 1"),
         (["--search-updates", "0"], "--search-updates 0: must be at least 1"),
+        (["--time-updates", "3"], "--time-updates 3: must be at least 4"),
+        (["--latency-runs", "-1"], "--latency-runs -1: must be at least 0"),
         (["--blocks", "1"], "--blocks 1: must be at least 2"),
         (["--eval-mem-len", "-1"], "--eval-mem-len -1: must be at least 0"),
         (["--search-warmup", "1"], "--search-warmup 1.0: must be at least 0 and below 1"),
@@ -189,26 +221,34 @@ def test_the_corpus_is_prepared_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
     ]
 
 
-def test_cutoffs_are_found_once(forked: list[str], stream_data: Path, tmp_path: Path):
+def test_cutoffs_are_found_once(ran: list[str], stream_data: Path, tmp_path: Path):
     plan = plans.Plan(arguments(tmp_path, stream_data, "--cutoffs", "optimal", "--clusters", "2"), stream_data)
     for _ in range(2):
         stages.cutoffs(plan)
-    assert forked == ["optimal_cutoffs"] and 4 < int(plan.cutoffs) < 15
+    assert ran == ["optimal_cutoffs"] and 4 < int(plan.cutoffs) < 15
     assert plans.Plan(arguments(tmp_path, stream_data, "--cutoffs", "none"), stream_data).cutoffs == ""
 
 
-def test_a_search_goes_on_with_more_seeds(monkeypatch: pytest.MonkeyPatch, stream_data: Path, tmp_path: Path):
-    ran: list[str] = []
+def test_searches_end_once(monkeypatch: pytest.MonkeyPatch, stream_data: Path, tmp_path: Path):
+    """One that failed goes on; seeds do not know of each other, so that they can run side by side."""
+    tried: list[str] = []
 
     def run(command: Any, log: Path, *args: Any, record: Record, record_file: Path, **more: Any) -> None:
-        ran.append(command[command.index("--seeds") + 1])
+        tried.append(command[command.index("--seeds") + 1])
         record.add(Ran(1.0, 1.0, 0))
+        record.save(record_file)
+        if len(tried) == 1:
+            raise StageFailed("out of memory")
+        found_layouts(tmp_path, **{f"s{tried[-1]}": "afif"})
 
     monkeypatch.setattr(stages, "run", run)
-    plan = plans.Plan(arguments(tmp_path, stream_data), stream_data)
-    for seeds in ([1], [1], [1, 2], [2]):
-        stages.search(plan, seeds)
-    assert ran == ["1", "1,2"]
+    plan = plan_of(tmp_path, stream_data)
+    with pytest.raises(StageFailed):
+        stages.search(plan, 2)
+    for seed in (2, 2, 1):
+        stages.search(plan, seed)
+    assert tried == ["2", "2", "1"]
+    assert len(json.loads((tmp_path / "search" / "seed2" / "search.json").read_text())["runs"]) == 2
 
 
 # --- rows and page ----------------------------------------------------------------------------------------------------
