@@ -12,6 +12,7 @@ from fairseq_efficient.report import spans
 from fairseq_efficient.report.eval_log import read_evaluation
 from fairseq_efficient.report.figures import Line, Panel, panels
 from fairseq_efficient.report.parts import Figure, Page, Section, Table, Tiles
+from fairseq_efficient.report.span_log import SpanLog, read_spans
 from fairseq_efficient.report.stages import read_stages
 from fairseq_efficient.report.train_log import read_train_log
 from report_pages.common import find_files, footer, run_names
@@ -39,7 +40,7 @@ class Run:
     """What is known of a run; ``spans`` of learned ones only."""
 
     model: lm.LanguageModel
-    spans: spans.SpanLog | None
+    spans: SpanLog | None
 
     @property
     def name(self) -> str:
@@ -89,7 +90,7 @@ def read(name: str, folder: Path, subset: str) -> Run:
     evaluation = read_evaluation(files["evaluation"]) if files["evaluation"] else None
     stages = read_stages(files["stages"]) if files["stages"] else []
     model = lm.LanguageModel(name, log, evaluation=evaluation, stages=stages)
-    return Run(model, spans.read_spans(log) if log else None)
+    return Run(model, read_spans(log) if log else None)
 
 
 # --- sections -------------------------------------------------------------------------------------------------------

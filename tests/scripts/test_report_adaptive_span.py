@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fairseq_efficient.report.spans import read_spans
+from fairseq_efficient.report.span_log import read_spans
 from fairseq_efficient.report.train_log import read_train_log
 from tests.util import ROOT, error_line, run_cli, run_in_process
 
