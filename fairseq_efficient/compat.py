@@ -56,7 +56,7 @@ def apply() -> None:
     broadcast_plain_state()
     ask_all_ranks_before_saving()
     compat_tasks.let_tasks_end_training(_patch)
-    compat_optim.keep_out_of_weight_decay(_patch)
+    compat_optim.give_parameters_their_groups(_patch)
     check_commands()
 
 
@@ -66,7 +66,8 @@ def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     if not getattr(stock, _MARK, False):
         ours = functools.wraps(stock)(make(stock))
         setattr(ours, _MARK, True)
-        setattr(owner, name, staticmethod(ours) if isinstance(vars(owner).get(name), staticmethod) else ours)
+        bound = isinstance(vars(owner).get(name), (staticmethod, classmethod))  # stock is bound to the class already
+        setattr(owner, name, staticmethod(ours) if bound else ours)
 
 
 class _Overlay(types.ModuleType):

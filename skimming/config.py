@@ -70,6 +70,13 @@ class SkimRobertaConfig(FairseqDataclass):
     skim_init_bias: float = field(
         default=5.0, metadata={"help": "predictors start from logits of about +x to keep and -x to skip a token"}
     )
+    skim_lr_scale: float = field(
+        default=1.0,
+        metadata={
+            "help": "the predictors' learning rate is so many times the others'. At those of fine-tuning, predictors "
+            "need hundreds of updates before they skip anything: try 10 on small data sets"
+        },
+    )
     skim_tau: float = field(default=1.0, metadata={"help": "temperature of the gumbel-softmax in training"})
     skim_attn: ChoiceEnum(RULES) = field(  # type: ignore[valid-type]
         default="renorm",

@@ -38,9 +38,8 @@ class SkimEncoder(TransformerEncoder):
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = options.layer_norm_eps
-        self.skim_predictors = nn.ModuleDict(
-            {str(layer): SkimPredictor(dim, options.predictor_dim, options.init_bias) for layer in options.layers}
-        )
+        start = options.predictor_dim, options.init_bias, options.lr_scale
+        self.skim_predictors = nn.ModuleDict({str(layer): SkimPredictor(dim, *start) for layer in options.layers})
         ffn = args.encoder_ffn_embed_dim
         flags = tuple(layer in options.layers for layer in range(args.encoder_layers))
         self.sizes = EncoderSizes(dim, ffn, options.predictor_dim, flags)

@@ -23,6 +23,7 @@ class SkimOptions:
     layers: tuple[int, ...]
     predictor_dim: int
     init_bias: float = 5.0
+    lr_scale: float = 1.0
     tau: float = 1.0
     rule: str = "renorm"
     protect: str = "cls"
@@ -44,6 +45,7 @@ def skim_options(cfg: Any) -> SkimOptions:
         parse_layers(cfg.skim_layers, cfg.encoder_layers),
         cfg.skim_predictor_dim or cfg.encoder_embed_dim,
         cfg.skim_init_bias,
+        cfg.skim_lr_scale,
         cfg.skim_tau,
         str(cfg.skim_attn),
         str(cfg.skim_protect),
@@ -83,7 +85,7 @@ def check(cfg: Any) -> None:
     for name in _PROBABILITIES:
         if not 0 <= getattr(cfg, name) < 1:
             raise UserError(f"{_flag(cfg, name)}: must be at least 0 and below 1")
-    for name in ("skim_tau", "layer_norm_eps"):
+    for name in ("skim_tau", "skim_lr_scale", "layer_norm_eps"):
         if not 0 < getattr(cfg, name) < math.inf:
             raise UserError(f"{_flag(cfg, name)}: must be greater than 0")
     for name in ("skim_predictor_dim", "num_segments"):

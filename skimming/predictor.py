@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
+from fairseq_efficient.compat_optim import learning_rate_times
 from fairseq_efficient.ops.relaxed_onehot import gumbel_like, relaxed_onehot
 
 SKIP, KEEP = 0, 1
@@ -20,13 +21,17 @@ class SkimPredictor(nn.Sequential):
     Args:
         dim: C. hidden: width of the hidden layer.
         init_bias: of the last layer, + to keep and - to skip, so that training starts from keeping all.
+        lr_scale: the learning rate of its parameters is so many times the others'.
     """
 
-    def __init__(self, dim: int, hidden: int, init_bias: float = 5.0):
+    def __init__(self, dim: int, hidden: int, init_bias: float = 5.0, lr_scale: float = 1.0):
         super().__init__(
             nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, 2)
         )
         self.init_bias = init_bias
+        if lr_scale != 1:
+            for parameter in self.parameters():
+                parameter.param_group = learning_rate_times(lr_scale)  # type: ignore[attr-defined]
         self.reset_parameters()
 
     @torch.no_grad()

@@ -109,6 +109,7 @@ def test_layers(text: str, layers: tuple[int, ...]):
         ({"skim_layers": "-1"}, "--skim-layers -1: expected all, none"),
         ({"skim_layers": ""}, "--skim-layers : expected all"),
         ({"skim_tau": 0.0}, "--skim-tau 0.0: must be greater than 0"),
+        ({"skim_lr_scale": 0.0}, "--skim-lr-scale 0.0: must be greater than 0"),
         ({"skim_tau": float("nan")}, "--skim-tau nan: must be greater than 0"),
         ({"layer_norm_eps": 0.0}, "--layer-norm-eps 0.0: must be greater than 0"),
         ({"skim_predictor_dim": -1}, "--skim-predictor-dim -1: must not be negative"),
