@@ -187,7 +187,7 @@ class Plan:
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides a number of the results, but data, model and seed."""
-        names = ("train_examples", "skim_examples", "batch_size", "lr", "skim_lr", "warmup", "skim_init_bias",
+        names = ("train_examples", "skim_examples", "batch_size", "lr", "skim_lr", "warmup", "skim_init_bias", "skim_lr_scale",
                  "target_weight", "distill_weight", "start", "device", "precision", "threads")  # fmt: skip
         model = self.args.model_name or self.start.name
         return {"model": model, **{name: getattr(self.args, name) for name in names}}
@@ -292,7 +292,8 @@ class Run:
         """What the model's name says, as flags."""
         if self.kind.dense:
             return ["--skim-layers", "none", "--skim-lambda", "0"]
-        flags = ["--skim-init-bias", str(self.plan.args.skim_init_bias)]
+        args = self.plan.args
+        flags = ["--skim-init-bias", str(args.skim_init_bias), "--skim-lr-scale", str(args.skim_lr_scale)]
         if self.kind.target is None:
             return [*flags, "--skim-lambda", str(self.kind.price)]
         weight, target = str(self.plan.args.target_weight), str(self.kind.target)
