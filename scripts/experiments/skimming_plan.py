@@ -187,8 +187,9 @@ class Plan:
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides a number of the results, but data, model and seed."""
-        names = ("train_examples", "skim_examples", "batch_size", "lr", "skim_lr", "warmup", "skim_init_bias", "skim_lr_scale",
-                 "target_weight", "distill_weight", "start", "device", "precision", "threads")  # fmt: skip
+        names = ("train_examples", "skim_examples", "batch_size", "lr", "skim_lr", "skim_lr_scale", "warmup",
+                 "skim_init_bias", "target_weight", "distill_weight", "start", "device", "precision",
+                 "threads")  # fmt: skip
         model = self.args.model_name or self.start.name
         return {"model": model, **{name: getattr(self.args, name) for name in names}}
 
