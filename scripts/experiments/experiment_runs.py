@@ -81,6 +81,7 @@ def train(one: Run) -> None:
     if not trained(log, one.updates):  # fairseq, started again after its last update, would do one more
         say(f"{one.name}: training for {one.updates:,} updates")
         show = show_training(one.model, one.updates)
+        record.save(path)  # a killed run says what it was of
         run(command, log, show, one.env, append=True, record=record, record_file=path)
         if not trained(log, one.updates):
             raise StageFailed(f"{one.name}: training ended before or after {one.updates} updates; see {log}")
@@ -150,9 +151,9 @@ def eval_told(line: str) -> str | None:
     return f"  {line.rstrip().rpartition('eval_lm')[2].lstrip(' |:')}"
 
 
-def time_updates(runs: Sequence[Run], count: int) -> dict[str, float]:
+def time_updates(runs: Sequence[Run], count: int, skip: int = 2, more: Sequence[str] = ()) -> dict[str, float]:
     """Name of a run -> seconds of an update: ``count`` more of each trained model, two rounds in turns, the median of
-    all but the first two of a round. For a machine that is quiet now and was not always."""
+    all but the first ``skip`` of a round. For a machine that is quiet now and was not always. more: training flags."""
     found: dict[str, list[float]] = {one.name: [] for one in runs}
     for turn, one in [(0, one) for one in runs] + [(1, one) for one in reversed(runs)]:
         say(f"{one.name}: timing {count} updates")
@@ -160,9 +161,10 @@ def time_updates(runs: Sequence[Run], count: int) -> dict[str, float]:
         log.unlink(missing_ok=True)
         flags = [*one.train_flags, *one.watch_flags, "--max-update", str(count), "--log-interval", "1", "--no-save"]
         flags += ["--restore-file", str(one.checkpoint), "--reset-optimizer", "--reset-lr-scheduler", "--reset-meters"]
-        run(one.command("train", [*flags, "--reset-dataloader", "--disable-validation"]), log, env=one.env)
+        flags += ["--reset-dataloader", "--disable-validation", *more]
+        run(one.command("train", flags), log, env=one.env)
         seconds = read_training_log(log).seconds_of
-        found[one.name] += [each for update, each in seconds.items() if update > 2]
+        found[one.name] += [each for update, each in seconds.items() if update > skip]
     for name, seconds_of in found.items():
         say(f"{name}: {median(seconds_of):.3f} s for an update")
     return {name: median(seconds_of) for name, seconds_of in found.items()}

@@ -119,7 +119,7 @@ class Record:
 
     @property
     def peak_mb(self) -> float:
-        return max(one["peak_mb"] for one in self.runs)
+        return max((one["peak_mb"] for one in self.runs), default=0.0)
 
     def add(self, ran: Ran) -> None:
         self.runs.append({"seconds": round(ran.seconds, 2), "peak_mb": round(ran.peak_mb, 1)})
