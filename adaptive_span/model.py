@@ -12,6 +12,7 @@ from adaptive_span.layers import LayerOptions
 from adaptive_span.optimizer import copy_into_master_
 from adaptive_span.spans import SpanOptions
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.hub.loading import Pretrained
 from fairseq_efficient.modules.adaptive_softmax import read_cutoffs
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach
 from fairseq_efficient.plugin.flat_config import complete_config, with_defaults
@@ -19,15 +20,25 @@ from fairseq_efficient.precision import round_linear_weights_
 
 
 @register_model("sequential_lm", dataclass=SequentialConfig)
-class SequentialLanguageModel(StreamLanguageModel):
+class SequentialLanguageModel(Pretrained, StreamLanguageModel):
     """Transformer over a stream whose heads learn how far they look (Sukhbaatar et al. 2019, arXiv 1905.07799)."""
 
     arch = "sequential_lm"
+    hub_example = (
+        'print(model.generate("We must", length=100, sampling=True, sampling_topk=10))\n'
+        'print(model.score("We must")["bits_per_character"])'
+    )
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
         gen_parser_from_dataclass(parser, SequentialConfig(), delete_default=False)
         parser.set_defaults(**ARCHITECTURES.get(cls.arch, {}))  # see flat_config
+
+    @classmethod
+    def hub_interface(cls) -> Any:
+        from fairseq_efficient.hub.language_models import LanguageModelInterface
+
+        return LanguageModelInterface
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "SequentialLanguageModel":

@@ -16,6 +16,7 @@ from deep_pyramidion.pooler import TopkPooler
 from deep_pyramidion.pyramid import check_widths, parse_widths, pooling_layers
 from deep_pyramidion.state_dict import upgrade_state_dict
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.hub.loading import Pretrained
 from fairseq_efficient.plugin.flat_config import complete_config, nested_transformer_config, with_defaults
 from fairseq_efficient.precision import round_linear_weights_
 
@@ -23,10 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 @register_model("pyramidion", dataclass=PyramidionConfig)
-class PyramidionModel(TransformerModelBase):
+class PyramidionModel(Pretrained, TransformerModelBase):
     """Encoder-decoder for long documents (Pietruszka et al. 2022, arXiv 2009.05169)."""
 
     arch = "pyramidion"
+    hub_example = 'print(model.summarize(open("document.txt").read()))'
 
     def __init__(self, cfg: Any, encoder: Any, decoder: Any):
         super().__init__(cfg, encoder, decoder)
@@ -64,6 +66,12 @@ class PyramidionModel(TransformerModelBase):
             "hard_inference": cfg.hard_topk_inference,
         }
         return super().build_model(nested, task)
+
+    @classmethod
+    def hub_interface(cls) -> Any:
+        from fairseq_efficient.hub.summarizers import SummarizerInterface
+
+        return SummarizerInterface
 
     @classmethod
     def build_encoder(cls, cfg: Any, src_dict: Any, embed_tokens: Any) -> PyramidionEncoder:

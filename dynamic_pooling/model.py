@@ -11,15 +11,21 @@ from dynamic_pooling.decoder import HourglassDecoder, HourglassOptions
 from dynamic_pooling.layout import Layout, parse_layout
 from dynamic_pooling.stack import LayerOptions
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.hub.loading import Pretrained
 from fairseq_efficient.plugin.flat_config import complete_config, with_defaults
 from fairseq_efficient.precision import round_linear_weights_
 
 
 @register_model("dynamic_pooling_lm", dataclass=DynamicPoolingConfig)
-class DynamicPoolingModel(FairseqLanguageModel):
+class DynamicPoolingModel(Pretrained, FairseqLanguageModel):
     """Hourglass language model with learned token boundaries (Nawrot et al. 2023, arXiv 2211.09761)."""
 
     arch = "dynamic_pooling_lm"
+    hub_example = (
+        'print(model.generate("We must", length=100, sampling=True, sampling_topk=10))\n'
+        'print(model.score("We must")["bits_per_character"])\n'
+        'print(model.segment("the state of the union"))'
+    )
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
@@ -31,6 +37,12 @@ class DynamicPoolingModel(FairseqLanguageModel):
         """Raises UserError for flags that are out of range or cannot work together."""
         cfg = complete_config(cfg, getattr(cls, "__dataclass"))
         return cls(HourglassDecoder(task.source_dictionary, hourglass_options(cfg, task.source_dictionary)))
+
+    @classmethod
+    def hub_interface(cls) -> Any:
+        from dynamic_pooling.hub import DynamicPoolingInterface
+
+        return DynamicPoolingInterface
 
     @property
     def needs_boundaries(self) -> bool:

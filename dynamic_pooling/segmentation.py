@@ -35,7 +35,8 @@ class TextSegmenter:
         rule = getattr(getattr(model, "decoder", None), "boundary_rule", None)
         if rule is None:
             raise UserError("this model has no segments (--boundaries-type none, or another kind of model)")
-        self.model, self.dictionary, self.window = model.eval(), dictionary, window
+        model.eval()  # returns nothing after prepare_for_inference_
+        self.model, self.dictionary, self.window = model, dictionary, window
         self.options: BoundaryOptions = rule.options
         self.bytes = is_of_bytes(dictionary)
         self.unknown = 0  # symbols that the dictionary lacks, so far

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from fairseq_efficient import tensor_files
 from fairseq_efficient.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -35,13 +36,16 @@ class UnreadableCheckpoint(UserError):
 def read_checkpoint(path: str) -> dict[str, Any]:
     """Read a checkpoint on the CPU; only tensors, plain values and ``argparse.Namespace`` (old fairseq) come out of it.
 
-    ``weights_only`` is passed explicitly, so ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD`` cannot switch it off.
+    ``weights_only`` is passed explicitly, so ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD`` cannot switch it off. A file that
+    ends in ``.safetensors`` is one of :mod:`fairseq_efficient.tensor_files`.
 
     Raises:
         UnreadableCheckpoint: empty, truncated or altered (each zip member is checked against its CRC: torch does not).
         UserError: not accessible, or holds a class or function outside the list above.
     """
     try:
+        if path.endswith(tensor_files.SUFFIX):
+            return tensor_files.read_tensor_file(path)
         damage = _zip_damage(path)
         if damage:
             raise UnreadableCheckpoint(path, damage)

@@ -7,6 +7,7 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.hub.loading import Pretrained
 from fairseq_efficient.modules.adaptive_softmax import read_cutoffs
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach
 from fairseq_efficient.plugin.flat_config import complete_config, with_defaults
@@ -18,16 +19,26 @@ from par_search.layout import DEFAULT_BLOCKS, build_layout
 from par_search.supernet import SupernetDecoder, Temperature
 
 
-class BlockLanguageModel(StreamLanguageModel):
+class BlockLanguageModel(Pretrained, StreamLanguageModel):
     """A language model over a stream whose decoder is a chain of blocks."""
 
     arch = ""
     config: type = ParConfig
+    hub_example = (
+        'print(model.generate("We must", length=100, sampling=True, sampling_topk=10))\n'
+        'print(model.score("We must")["bits_per_character"])'
+    )
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
         gen_parser_from_dataclass(parser, cls.config(), delete_default=False)
         parser.set_defaults(**ARCHITECTURES.get(cls.arch, {}))  # see flat_config
+
+    @classmethod
+    def hub_interface(cls) -> Any:
+        from fairseq_efficient.hub.language_models import LanguageModelInterface
+
+        return LanguageModelInterface
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "BlockLanguageModel":

@@ -96,7 +96,16 @@ class Classifier:
         self.before = [] if task.cfg.init_token is None else [task.cfg.init_token]
         self.between = [] if separator is None else [separator]
         self.counts = Counts()
-        self.device = next(model.parameters()).device
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = next(self.model.parameters()).device
+        return found
+
+    def to(self, device: Any) -> "Classifier":
+        """Move the model."""
+        self.model.to(device)
+        return self
 
     @property
     def classes(self) -> list[str]:
@@ -183,6 +192,12 @@ class Classifier:
             self.counts.tokens += tokens
         self.counts.texts += len(rows)
         return [one for one in found if one is not None]
+
+    def classify(self, texts: Any) -> Any:
+        """The prediction for each text, in their order: texts, or pairs of texts; one for a single text."""
+        if isinstance(texts, str):
+            return self.classify([texts])[0]
+        return self.predict([(text,) if isinstance(text, str) else tuple(text) for text in texts])
 
     def prediction(self, logits: Tensor) -> Prediction:
         """What scores (classes,) mean."""

@@ -1,14 +1,17 @@
 """The ``skim_roberta`` model: fairseq's RoBERTa around an encoder that skips tokens."""
 
+from pathlib import Path
 from typing import Any
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
+from fairseq.models.roberta.hub_interface import RobertaHubInterface
 from fairseq.models.roberta.model import RobertaEncoder, RobertaModel
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import Tensor, nn
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.hub.loading import load
 from fairseq_efficient.plugin.flat_config import complete_config, with_defaults
 from fairseq_efficient.precision import round_linear_weights_
 from skimming.config import ARCHITECTURES, SkimRobertaConfig
@@ -72,6 +75,7 @@ class SkimRobertaModel(RobertaModel):
     """Transkimmer (Guan et al. 2022, arXiv 2205.07324) that drops what it skips."""
 
     arch = "skim_roberta"
+    hub_example = 'print(model.classify("a text"))'
 
     def __init__(self, args: Any, encoder: SkimRobertaEncoder):
         super().__init__(args, encoder)
@@ -85,6 +89,27 @@ class SkimRobertaModel(RobertaModel):
     def add_args(cls, parser: Any) -> None:
         gen_parser_from_dataclass(parser, SkimRobertaConfig(), delete_default=False)
         parser.set_defaults(**ARCHITECTURES.get(cls.arch, {}))  # see flat_config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path: str | Path,
+        checkpoint_file: str | None = None,
+        data_name_or_path: str | Path | None = None,
+        **overrides: Any,
+    ) -> Any:
+        """A :class:`Classifier` of a model of task sentence_prediction, fairseq's ``RobertaHubInterface`` of others.
+
+        Arguments and errors as of :func:`fairseq_efficient.hub.loading.load`.
+        """
+        from skimming.classification_hub import Classifier, read_data
+
+        found = load(model_name_or_path, checkpoint_file, data_name_or_path, **overrides)
+        if hasattr(found.task, "label_dictionary"):
+            return Classifier(found.model, found.task, read_data(found.data, None, found.task))
+        if (found.data / "tokenizer.json").is_file():
+            found.config.bpe = {"_name": "wordpiece", "wordpiece_vocab": str(found.data)}
+        return RobertaHubInterface(found.config, found.task, found.model)
 
     @classmethod
     def hub_models(cls) -> dict[str, str]:

@@ -193,6 +193,10 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
             return int(self.args.eval_tokens_per_sample)
         return int(self.args.tokens_per_sample or self._trained_tokens or DEFAULT_TOKENS)
 
+    def evaluation_tokens(self) -> int:
+        """Tokens of a block in evaluation."""
+        return self._tokens(training=False)
+
     def _warmup(self, tokens: int) -> Optional[int]:
         """Tokens that lanes of evaluation read first; None if there is no end to what memory can depend on."""
         if self.args.eval_warmup is not None:

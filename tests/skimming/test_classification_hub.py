@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.hub.folders import export
 from skimming.classification_hub import Classifier
 from skimming.inspection import as_json, inspect
+from skimming.model import SkimRobertaModel
 from tests.fairseq_efficient.test_text_subwords import write_vocabulary
 from tests.skimming.helpers import config
 from tests.squad_data import tokenizer
@@ -116,6 +118,21 @@ def test_rows_are_those_of_the_training_data(single: Path, pairs: Path) -> None:
     rows = classifier.rows([("good film", "bad film"), ("good", "good"), ("a play", "the play")])
     assert {tuple(row.tokens.tolist()) for row in rows} == stored
     assert rows[0].parts == [None, 0, 0, None, None, 1, 1, None]
+
+
+def test_a_folder_to_give_away(single: Path, pairs: Path, tmp_path: Path) -> None:
+    """Exported, it classifies as the checkpoint does, by ``from_pretrained`` and by torch.hub."""
+    for name, checkpoint, texts in (("one", single, TEXTS), ("two", pairs, [("good film", "bad film"), ("a", "b")])):
+        export(checkpoint, tmp_path / name)
+        expected = Classifier.load(checkpoint).classify(texts)
+        for found in (
+            SkimRobertaModel.from_pretrained(tmp_path / name),
+            torch.hub.load(str(ROOT), "skimming", str(tmp_path / name), source="local"),
+        ):
+            assert found.classes == Classifier.load(checkpoint).classes
+            for one, other in zip(found.classify(texts), expected, strict=True):
+                assert one.label == other.label and one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+    assert SkimRobertaModel.from_pretrained(tmp_path / "one").classify(TEXTS[0]).label in ("praise", "blame", "nothing")
 
 
 def test_scores_of_pairs(pairs: Path, run: Any) -> None:

@@ -1,0 +1,98 @@
+"""Text as the tokens a model was trained on, and back: what the prepared data says about it."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairseq_efficient.errors import UserError
+from fairseq_efficient.text import spm
+from fairseq_efficient.text.clean import clean_source
+from fairseq_efficient.text.lm_binarize import Coder
+from fairseq_efficient.text.lm_clean import clean_text
+from fairseq_efficient.text.lm_subwords import SubwordCoder
+from fairseq_efficient.text.prepared import read_file
+from fairseq_efficient.text.symbols import NEWLINE, SPACE, SPECIALS, decode_bytes, decode_characters
+
+MODEL = "spm.model"
+
+
+class TextCoder(NamedTuple):
+    """``clean``: text as the training data had it. ``encode``: clean text -> tokens (T,) int64, no EOS. ``decode``:
+    symbols of the dictionary -> text."""
+
+    clean: Callable[[str], str]
+    encode: Callable[[str], Tensor]
+    decode: Callable[[Sequence[str]], str]
+
+
+def text_coder(folder: Path, dictionary: Any) -> TextCoder | None:
+    """By the ``prepare.json`` in ``folder``; None without one (fairseq-preprocess made the data).
+
+    Raises:
+        UserError: prepare.json is damaged, the sentencepiece model is missing or not the dictionary's.
+    """
+    path = folder / "prepare.json"
+    if not path.is_file():
+        return None
+    try:
+        options: dict[str, Any] = json.loads(read_file(path))["options"]
+        kind = options.get("symbols")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: damaged; prepare the data again") from None
+    symbols = dictionary.symbols[len(SPECIALS) :]
+    if kind is None:
+        return _of_documents(folder, symbols, options.get("normalization", "nfkc"))
+    clean = _Cleaner(options)
+    if kind == "subwords":
+        processor = spm.load_model(read_file(folder / MODEL), str(folder / MODEL))
+        pieces = SubwordCoder(processor, symbols, str(folder / MODEL))
+        return TextCoder(clean, lambda text: _tensor(pieces.encode(text)), _join_pieces)
+    coder = Coder(symbols, kind)
+    if kind == "bytes":
+        decode = decode_bytes
+        return TextCoder(clean, lambda text: _tensor(coder.encode(text.encode())), lambda one: decode(" ".join(one)))
+    if kind == "words":
+        return TextCoder(clean, lambda text: _tensor(coder.encode(text)), " ".join)
+    return TextCoder(clean, lambda text: _tensor(coder.encode(text)), lambda one: decode_characters(" ".join(one)))
+
+
+class _Cleaner:
+    """What ``prepare_lm.py`` did to the text. A space at the end stays: what comes next is a new word."""
+
+    def __init__(self, options: dict[str, Any]):
+        self.kind, self.lang = options.get("clean") or "none", options.get("lang") or "en"
+        self.raw, self.lower = bool(options.get("raw")), bool(options.get("lower_case"))
+        self.lower &= options["symbols"] != "subwords"  # their model does it
+        self.one_line = options.get("newlines") == "space"
+
+    def __call__(self, text: str) -> str:
+        if self.raw:
+            return text
+        text = text.casefold() if self.lower else text
+        text = text.replace("\n", " ") if self.one_line else text
+        cleaned = clean_text(text, self.kind, self.lang)
+        return cleaned + " " if cleaned and text.endswith(" ") and not cleaned.endswith(" ") else cleaned
+
+
+def _of_documents(folder: Path, symbols: list[str], form: str) -> TextCoder:
+    """Of ``prepare_summarization.py``."""
+    processor = spm.load_spm(read_file(folder / MODEL), str(folder / MODEL))
+    table = spm.id_map(processor, symbols, "the dictionary")
+
+    def encode(text: str) -> Tensor:
+        return _tensor(table[np.array(processor.encode(text, out_type=int), dtype=np.int64)])
+
+    return TextCoder(lambda text: clean_source(text, form), encode, _join_pieces)
+
+
+def _join_pieces(pieces: Sequence[str]) -> str:
+    return "".join(pieces).replace(SPACE, " ").replace(NEWLINE, "\n").strip(" ")
+
+
+def _tensor(tokens: np.ndarray) -> Tensor:
+    return torch.from_numpy(tokens.astype(np.int64))

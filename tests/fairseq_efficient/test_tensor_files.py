@@ -1,0 +1,119 @@
+"""Checkpoints as safetensors: what goes in comes out, small, without paths; damaged and foreign files are refused."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from fairseq_efficient.checkpoints import read_checkpoint
+from fairseq_efficient.errors import UserError
+from fairseq_efficient.tensor_files import KEY, tensor_file
+from tests.fairseq_efficient.test_checkpoints import state as stored
+
+
+def state(**changes: Any) -> dict[str, Any]:
+    torch.manual_seed(0)
+    table = torch.randn(50, 40)
+    weights = {
+        "embed.weight": table, "output.weight": table, "norm.weight": torch.randn(40), "span": torch.rand(4, 1, 1),
+        "steps": torch.tensor([7]), "transposed": torch.randn(60, 30).t(), "huge": torch.full((40, 40), 1e30),
+    }  # fmt: skip
+    whole = stored(12)
+    whole["cfg"]["task"]["data"] = "/home/somebody/data"
+    return {**whole, "model": weights, **changes}
+
+
+def write(folder: Path, file: bytes) -> str:
+    path = folder / "model.safetensors"
+    path.write_bytes(file)
+    return str(path)
+
+
+def test_what_goes_in_comes_out(tmp_path: Path):
+    found = read_checkpoint(write(tmp_path, tensor_file(state())))
+    assert found["model"].keys() == state()["model"].keys()
+    for name, weight in state()["model"].items():
+        assert torch.equal(found["model"][name], weight), name
+    assert found["model"]["embed.weight"] is found["model"]["output.weight"]
+    assert found["cfg"]["model"] == state()["cfg"]["model"] and found["optimizer_history"][-1]["num_updates"] == 12
+    assert found["cfg"]["task"] == {"_name": "language_modeling", "data": str(tmp_path)}
+    assert "optimizer" not in found["cfg"] and found["last_optimizer_state"] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_for_large_matrices_that_fit(dtype: torch.dtype, tmp_path: Path):
+    file = tensor_file(state(), dtype)
+    kinds = {name: weight.dtype for name, weight in load(file).items()}
+    short = {"embed.weight", "transposed"} | ({"huge"} if dtype == torch.bfloat16 else set())
+    assert {name for name, kind in kinds.items() if kind == dtype} == short and "output.weight" not in kinds
+    found = read_checkpoint(write(tmp_path, file))["model"]
+    for name, weight in state()["model"].items():
+        wanted = weight.to(dtype).float() if name in short | {"output.weight"} else weight
+        assert torch.equal(found[name], wanted), name
+
+
+def test_no_path_leaves_the_machine():
+    config = {
+        "task": {"_name": "t", "data": "/secret/a", "tokens": 3},
+        "model": {"_name": "m", "encoder_embed_path": "/secret/b"},
+        "criterion": {"_name": "c", "skim_teacher": "/secret/c", "latency_table": "/secret/d"},
+        "bpe": {"_name": "sentencepiece", "sentencepiece_model": "/secret/e"},
+        "checkpoint": {"save_dir": "/secret/f"},
+        "common": {"user_dir": "/secret/g"},
+    }
+    assert b"secret" not in tensor_file(state(cfg=config))
+
+
+def test_a_namespace_is_read(tmp_path: Path):
+    config = {**state()["cfg"], "model": argparse.Namespace(_name="transformer_lm_gpt", decoder_layers=2)}
+    found = read_checkpoint(write(tmp_path, tensor_file(state(cfg=config))))
+    assert found["cfg"]["model"] == {"_name": "transformer_lm_gpt", "decoder_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"cfg": None}, "stores no cfg"), ({"cfg": {"model": {"x": torch.ones(1)}}}, "not plain data")],
+)
+def test_what_cannot_be_written(changes: dict[str, Any], said: str):
+    with pytest.raises(UserError, match=said):
+        tensor_file(state(**changes))
+
+
+def damaged(file: bytes, how: str) -> bytes:
+    data = bytearray(file)
+    if how == "flipped":
+        data[-3] ^= 1
+    elif how == "header":
+        data[:8] = (1 << 60).to_bytes(8, "little")
+    else:
+        del data[int(len(data) * float(how)) :]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("how", ["0", "0.001", "0.5", "0.99", "flipped", "header"])
+def test_damage_is_told(how: str, tmp_path: Path):
+    path = write(tmp_path, damaged(tensor_file(state()), how))
+    with pytest.raises(UserError, match=f"{path} cannot be read: .*(damaged|altered)"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("header", [{"format": "pt"}, {KEY: "{"}, {KEY: "[]"}, {KEY: '{"version": 1, "cfg": 3}'}])
+def test_files_of_others_are_refused(header: dict[str, str], tmp_path: Path):
+    path = write(tmp_path, save({"x": torch.ones(3)}, header))
+    with pytest.raises(UserError, match="refused: its header has no configuration"):
+        read_checkpoint(path)
+
+
+def test_a_newer_format_is_told(tmp_path: Path):
+    header = '{"version": 9, "cfg": {}, "num_updates": 1, "tied": {}, "sha256": ""}'
+    path = write(tmp_path, save({"x": torch.ones(3)}, {KEY: header}))
+    with pytest.raises(UserError, match="newer version"):
+        read_checkpoint(path)
+
+
+def test_no_such_file(tmp_path: Path):
+    with pytest.raises(UserError, match="No such file"):
+        read_checkpoint(str(tmp_path / "model.safetensors"))
