@@ -96,6 +96,20 @@ SKIMMING = Bench(
         for against in ("packed", "stock")
     },
 )
+_FULL, _LONGEST = "all heads see 8,192", "all heads computed as far as the longest"
+SPANS = Bench(
+    "bench_adaptive_span.json",
+    "Adaptive spans",
+    "d=512, 12 layers, 8 heads, blocks of 512 bytes, spans up to 8,192",
+    {
+        "attention/8192/span2pct/vs_full": ("attention alone, all spans 2 % of 8,192, training", _FULL),
+        "attention/8192/mixed/vs_longest": ("attention alone, one head of eight long, training", _LONGEST),
+        "attention/8192/full/vs_sdpa": ("attention alone, full span, training", "torch's fused attention with a mask"),
+        "train_step/8192/span2pct/vs_full": ("training step, all spans 2 %", _FULL),
+        "train_step/8192/mixed/vs_longest": ("training step, one head of eight long", _LONGEST),
+        "decode/8192/span2pct/vs_full": ("a byte with full caches, all spans 2 %", _FULL),
+    },
+)
 
 
 def main() -> int:
@@ -131,6 +145,8 @@ def section() -> str:
         skimmed(load("skimming.json")),
         speed(PAR),
         layouts(load("par_search.json")),
+        speed(SPANS),
+        spans(load("adaptive_span.json")),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -231,6 +247,11 @@ def character_models(results: dict[str, Any] | None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def average_of(rows: list[dict[str, Any]], model: str, metric: str, digits: int) -> str:
+    found = [row["value"] for row in rows if (row["model"], row["metric"]) == (model, metric)]
+    return f"{mean(found):,.{digits}f}" if found else "-"
+
+
 def layouts(results: dict[str, Any] | None) -> str:
     """Each layout of the first experiment on one line: perplexity, size and latency."""
     if results is None:
@@ -238,10 +259,6 @@ def layouts(results: dict[str, Any] | None) -> str:
     name, about = next(iter(results["experiments"].items()))
     rows = [row for row in results["rows"] if row["experiment"] == name]
     settings, scored = about["settings"], about["data"]["scored"]
-
-    def average(model: str, metric: str, digits: int) -> str:
-        found = [row["value"] for row in rows if (row["model"], row["metric"]) == (model, metric)]
-        return f"{mean(found):.{digits}f}" if found else "-"
 
     seeds = len({row["seed"] for row in rows})
     lines = [
@@ -254,13 +271,37 @@ def layouts(results: dict[str, Any] | None) -> str:
     ]
     for model in dict.fromkeys(row["model"] for row in rows if row["metric"] == "attention"):
         cells = [
-            average(model, f"{scored}_ppl", 2),
-            average(model, "attention", 1),
-            average(model, "latency_ms_hidden_batch1", 1),
-            average(model, "latency_ms_keys_batch1", 1),
-            average(model, "seconds_per_update", 3),
+            average_of(rows, model, f"{scored}_ppl", 2),
+            average_of(rows, model, "attention", 1),
+            average_of(rows, model, "latency_ms_hidden_batch1", 1),
+            average_of(rows, model, "latency_ms_keys_batch1", 1),
+            average_of(rows, model, "seconds_per_update", 3),
         ]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def spans(results: dict[str, Any] | None) -> str:
+    """Each model of the first experiment on one line: bits, how far its heads look, time and memory."""
+    if results is None:
+        return ""
+    name, about = next(iter(results["experiments"].items()))
+    rows = [row for row in results["rows"] if row["experiment"] == name]
+    settings = about["settings"]
+
+    lines = [
+        f"**Adaptive spans**, {about['data']['name']}, {settings['layers']} layers, width {settings['dim']}, "
+        f"{settings['updates']:,} updates, mean of {len({row['seed'] for row in rows})} seed(s), equal parameters "
+        "([details, spans of each layer](docs/results/adaptive_span.md)):",
+        "",
+        f"| spans | {about['data']['scored']} bits per byte | mean span | longest | s / update | training MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        shown = (("test_bpc", 4), ("mean_span", 0), ("max_span", 0), ("seconds_per_update", 3))
+        cells = [average_of(rows, model, *one) for one in shown]
+        cells.append(f"{max(row['peak_mb'] for row in rows if row['model'] == model):,}")
+        lines.append("| " + " | ".join([model, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
