@@ -40,10 +40,10 @@ in turns; else of those of the training). Seeds change initial weights, the orde
 Bits are those of `fairseq-eval-lm` on the last checkpoint, over the whole split, with left context; no checkpoint,
 model or setting was chosen by that split. Every character is scored once, and so is the end of each document, which
 counts as a character; the run fails if the count is not that of the corpus. fairseq adds 4 special types to the
-symbols, so that the softmax is slightly larger than the alphabet. The shortening factor is characters for each segment
-on that split by `fairseq-validate`. Training time is that of steps (no validation, start or saving). Memory is the
-largest resident set of the process (on a GPU: the most that torch allocated). Where there are several seeds, the mean
-is given with the values in brackets.
+symbols, so that the softmax is slightly larger than the alphabet. The shortening factor is characters for each
+segment on that split by `fairseq-validate`. Training time is that of an update times their number (no validation,
+start or saving). Memory is the largest resident set of the process (on a GPU: the most that torch allocated). Where
+there are several seeds, the mean is given with the values in brackets.
 """
 
 

@@ -40,7 +40,7 @@ def panel(axes: Any, curves: dict[str, Any], over: str, title: str, top: float) 
         x = updates if over == "updates" else [second / 60 for second in seconds]
         axes.plot(x, bits, color=color, marker=marker, ms=4, lw=2.2 if model == "vanilla" else 1.6, label=model)
     axes.set_title(title, loc="left", color=INK, fontsize=10)
-    axes.set_xlabel(over if over == "updates" else "minutes in training steps", color=GREY)
+    axes.set_xlabel(over if over == "updates" else "minutes of updates", color=GREY)
     axes.set_ylim(top=top)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.grid(color=LIGHT)
@@ -65,7 +65,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
         }
         late = [bits for curves in of.values() for one in curves.values() for bits in one[2][len(one[2]) // 5 :]]
         top = max(late, default=1) + 0.1 * (max(late, default=1) - min(late, default=0)) + 1e-3  # not the first falls
-        panel(row[0], of["updates"], "updates", f"{title}: equal updates", top)
+        panel(row[0], of["updates"], "updates", f"{title}\nequal updates", top)
         panel(row[1], of["updates"], "minutes", "the same over time", top)
         if len(of["time"]) > 1:
             panel(row[2], of["time"], "minutes", "trained anew for equal time", top)

@@ -48,7 +48,8 @@ def new_document(plan: Plan, runs: Sequence[Run], checked: dict[str, Any] | None
         for setting in settings_of_one:  # vanilla is its own measure of time
             key = {"experiment": experiment, "data": name, "setting": setting, "model": one.model, "seed": one.seed}
             rows += rows_of(one, log, key)
-            curves.append({**key, **curve_of(one.folder, log, "bpc")})
+            curve = curve_of(one.folder, log, "bpc")
+            curves.append({**key, **curve, "seconds": [round(step(one, log) * n, 1) for n in curve["updates"]]})
     about = {"data": data_facts(plan), "settings": settings, "made": [head]}
     return {
         **head,
@@ -56,6 +57,12 @@ def new_document(plan: Plan, runs: Sequence[Run], checked: dict[str, Any] | None
         "rows": rows,
         "curves": curves,
     }
+
+
+def step(one: Run, log: TrainingLog) -> float:
+    """Seconds of an update: timed in turns with the other models if that was done, else those of the training, which
+    other programs may have slowed down."""
+    return step_seconds(one.plan).get(one.model, log.seconds_per_update)
 
 
 def data_facts(plan: Plan) -> dict[str, Any]:
@@ -80,7 +87,7 @@ def rows_of(one: Run, log: TrainingLog, key: dict[str, Any]) -> list[dict[str, A
     record = Record.load(one.folder / "train.json")
     assert record is not None
     base = {
-        **key, "params": log.parameters, "updates": one.updates, "seconds": round(log.seconds, 1),
+        **key, "params": log.parameters, "updates": one.updates, "seconds": round(step(one, log) * one.updates, 1),
         "peak_mb": round(log.gpu_peak_mb or record.peak_mb),
     }  # fmt: skip
     evaluation, validated = read_evaluation(eval_log(one)), validation(one)
@@ -89,7 +96,7 @@ def rows_of(one: Run, log: TrainingLog, key: dict[str, Any]) -> list[dict[str, A
         "test_characters": evaluation.tokens,
         "eval_seconds": evaluation.seconds,
         "valid_bpc": log.valid.get("valid_bpc"),
-        "seconds_per_update": step_seconds(one.plan).get(one.model, log.seconds_per_update),
+        "seconds_per_update": step(one, log),
         **{name: validated.get(logged) for name, logged in VALIDATED.items()},
     }
     if one.model == "gumbel":
