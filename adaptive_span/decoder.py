@@ -80,7 +80,7 @@ class SequentialDecoder(FairseqIncrementalDecoder):
         pad: Any = self.pad if self.pad < types else None  # an original's ids have none
         adaptive = None
         if io.input_cutoffs:
-            adaptive = CleanAdaptiveInput(types, pad, dim, io.input_factor, dim, list(io.input_cutoffs))
+            adaptive = CleanAdaptiveInput(types, pad, dim, io.input_factor, io.input_cutoffs)
         self.embed_tokens: Any = adaptive or nn.Embedding(types, dim, pad)
         self.scale = dim**0.5 if adaptive is not None else 1.0
         self.positions = nn.Parameter(torch.randn(attention.longest, dim // attention.heads))  # by ascending distance

@@ -88,7 +88,7 @@ class BlockDecoder(FairseqIncrementalDecoder):
     def _build_ends(self, types: int, o: DecoderOptions) -> None:
         dim, adaptive = o.block.dim, None
         if o.input_cutoffs:
-            adaptive = CleanAdaptiveInput(types, self.pad, dim, o.input_factor, dim, list(o.input_cutoffs))
+            adaptive = CleanAdaptiveInput(types, self.pad, dim, o.input_factor, o.input_cutoffs)
         self.embed_tokens = adaptive or nn.Embedding(types, dim, self.pad)
         if adaptive is None:
             reset_embedding(self.embed_tokens)

@@ -1,6 +1,7 @@
 """fairseq's adaptive softmax with exact results: all rows normalised, and no type taken for a pad."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,11 +14,41 @@ from fairseq_efficient.errors import UserError
 
 
 class CleanAdaptiveInput(AdaptiveInput):
-    """fairseq's (Baevski and Auli 2019), whose checkpoints no longer hold a number that nobody wrote."""
+    """fairseq's (Baevski and Auli 2019) with the same weights: embeddings of rare types are narrower, and projected.
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._float_tensor.zero_()
+    Mended: under autocast it fails; a band of one type fails; its checkpoints hold a number that nobody wrote. Each
+    band gets a gradient in each step, of zeros where a batch has none of its types.
+
+    Args:
+        dim: channels of the first band and of the result; each further one has ``factor`` times fewer.
+        cutoff: ids at which bands begin.
+    """
+
+    def __init__(self, types: int, pad: int, dim: int, factor: float, cutoff: Sequence[int]):
+        nn.Module.__init__(self)
+        self.cutoff, self.embedding_dim, self.padding_idx = [*cutoff, types], dim, pad
+        self.embeddings = nn.ModuleList()
+        for number, (start, end) in enumerate(itertools.pairwise([0, *self.cutoff])):
+            words = nn.Embedding(end - start, int(dim // factor**number), None if number else pad)
+            projection = nn.Linear(words.embedding_dim, dim, bias=False)
+            reset_embedding(words)
+            nn.init.xavier_uniform_(projection.weight)
+            self.embeddings.append(nn.Sequential(words, projection))
+        self.register_buffer("_float_tensor", torch.zeros(1))  # stock's checkpoints have it
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Ids (...) -> (..., C), in the precision of the weights."""
+        ids = input.reshape(-1)
+        band = torch.bucketize(ids, torch.tensor(self.cutoff[:-1], device=ids.device), right=True)
+        rows = [(band == number).nonzero().squeeze(1) for number in range(len(self.cutoff))]
+        starts = [0, *self.cutoff]
+        parts = [
+            embed(ids.index_select(0, places) - start)
+            for embed, places, start in zip(self.embeddings, rows, starts, strict=False)
+        ]
+        order = torch.empty_like(ids).scatter_(0, torch.cat(rows), torch.arange(ids.numel(), device=ids.device))
+        found = torch.cat(parts).index_select(0, order).to(self._float_tensor.dtype)
+        return found.view(*input.shape, self.embedding_dim)
 
 
 class ExactAdaptiveSoftmax(AdaptiveSoftmax):

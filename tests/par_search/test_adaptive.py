@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from fairseq.criterions.adaptive_loss import AdaptiveLoss
-from fairseq.modules import AdaptiveSoftmax
+from fairseq.modules import AdaptiveInput, AdaptiveSoftmax
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.modules.adaptive_softmax import ExactAdaptiveSoftmax, parse_cutoffs
+from fairseq_efficient.modules.adaptive_softmax import CleanAdaptiveInput, ExactAdaptiveSoftmax, parse_cutoffs
 from tests.par_search.helpers import ADAPTIVE, TIED, par_lm, task, tokens
 from tests.util import assert_close
 
@@ -25,6 +25,7 @@ def stock_loss(model: Any, sample: dict[str, Any]) -> Tensor:
 
 @pytest.mark.parametrize("flags", KINDS, ids=str)
 def test_rows_are_normalised_whatever_the_target(flags: dict[str, Any]):
+    """Probabilities, not logits, with and without targets (property 10; bug 13)."""
     model = par_lm(**flags)
     net_output = model(tokens(2, 17))
     for sample in (None, {"target": EVERY}):
@@ -37,7 +38,8 @@ def test_rows_are_normalised_whatever_the_target(flags: dict[str, Any]):
 
 @pytest.mark.parametrize("flags", KINDS, ids=str)
 def test_losses_are_the_log_probabilities(flags: dict[str, Any]):
-    """Ours and fairseq's own criterion, for every type, also the one next to a tail's first; pads count nothing."""
+    """Ours and fairseq's own criterion, for every type, also the one next to a tail's first; pads count nothing
+    (property 10)."""
     model = par_lm(**flags)
     net_output = model(tokens(2, 17))
     every = -model.get_normalized_probs(net_output, log_probs=True).gather(2, EVERY.unsqueeze(2)).squeeze(2)
@@ -52,6 +54,7 @@ def test_losses_are_the_log_probabilities(flags: dict[str, Any]):
 @pytest.mark.parametrize("flags", KINDS, ids=str)
 @pytest.mark.parametrize("targets", [[5, 6], [5, 12], [25, 30], [1, 1]], ids=str)
 def test_gradients_where_a_tail_has_no_target(flags: dict[str, Any], targets: list[int]):
+    """Those of the full log-probabilities, 0 and not None (property 10)."""
     model = par_lm(**flags)
     target = torch.tensor([targets])
     softmax = model.decoder.adaptive_softmax
@@ -97,6 +100,48 @@ def test_inputs_of_all_bands():
     assert [one[0].weight.shape for one in inputs.embeddings] == [(8, 16), (8, 4), (18, 1)]
     out = inputs(torch.arange(34))
     assert_close(out[20], inputs.embeddings[2][1](inputs.embeddings[2][0].weight[4]), 1e-12)
+
+
+@pytest.mark.parametrize("ids", [EVERY, EVERY[:, :6], torch.tensor([[30, 9], [9, 1]])], ids=["all", "head", "some"])
+def test_inputs_are_those_of_fairseqs_own(ids: Tensor):
+    """Outputs, and gradients of the same weights; where stock gives none, zeros."""
+    ours = CleanAdaptiveInput(34, 1, 16, 2.0, (8, 16)).double()
+    stock = AdaptiveInput(34, 1, 16, 2.0, 16, [8, 16]).double()
+    stock.load_state_dict(ours.state_dict())
+    outs = [one(ids) for one in (ours, stock)]
+    assert_close(outs[0], outs[1], 1e-12)
+    for out in outs:
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+    for one, other in zip(ours.parameters(), stock.parameters(), strict=True):
+        assert one.grad is not None
+        assert_close(one.grad, torch.zeros_like(one) if other.grad is None else other.grad, 1e-12)
+    assert not ours(torch.tensor([[1]])).any()
+
+
+def test_inputs_of_a_band_of_one_type():
+    inputs = CleanAdaptiveInput(12, 1, 8, 2.0, (8, 9))
+    assert [one[0].weight.shape for one in inputs.embeddings] == [(8, 8), (1, 4), (3, 2)]
+    assert inputs(torch.arange(12)).abs().sum(-1).gt(0).sum() == 11  # the pad is zero
+
+
+@pytest.mark.parametrize("flags", [TIED, {**TIED, "tie_adaptive_proj": True}], ids=str)
+def test_cpu_bf16_with_adaptive_inputs(flags: dict[str, Any]):
+    """In training and with weights rounded for inference; the first states are fp32 like those of plain embeddings."""
+    models = [par_lm("afa", double=False, cpu_bf16=flag, **flags) for flag in (False, True)]
+    losses = []
+    for model in models:
+        model.train()
+        loss = model.decoder.nll(model(tokens(2, 17))[0], EVERY)
+        loss.backward()
+        assert all(one.grad is not None and one.grad.isfinite().all() for one in model.parameters())
+        losses.append(loss.detach() / 33)
+    assert_close(losses[1], losses[0], 0.05)
+    model = models[1].eval()
+    before = model(tokens(2, 17))[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.decoder.embed_tokens(EVERY).dtype == torch.float32
+    model.prepare_for_inference_(SimpleNamespace(generation=SimpleNamespace(beam=1, print_alignment=None)))
+    assert_close(model(tokens(2, 17))[0].float(), before.float(), 0.05, 0.05)
 
 
 def test_cutoffs_are_read():
