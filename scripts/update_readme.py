@@ -237,10 +237,12 @@ def character_models(results: dict[str, Any] | None) -> str:
         "|---|---|---|---|---|",
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
+        drawn = average(model, "sampled_shortening_factor")  # its own, after p > 0.5, may be none at all
+        length = shown(average(model, "shortening_factor"), 2) if drawn is None else f"{drawn:.2f} drawn"
         cells = [
             shown(average(model, "test_bpc"), 4),
             shown(average(model, "test_bpc", "time"), 4),
-            shown(average(model, "shortening_factor"), 2),
+            length,
             shown(average(model, "seconds_per_update"), 3),
         ]
         lines.append(f"| {'none (vanilla)' if model == 'vanilla' else model} | " + " | ".join(cells) + " |")
