@@ -106,10 +106,9 @@ def choose(args: argparse.Namespace, model: Any, task: Any, costs: Any, found: d
         found["budget"] = budget
         return derive.within_budget(probabilities, costs, budget)
     torch.manual_seed(args.seed)
-    try:
-        task.load_dataset(args.subset)
-    except FileNotFoundError:
-        raise UserError(f"--subset {args.subset}: no such split in {task.args.data}") from None
+    if not Path(task.args.data, f"{args.subset}.idx").exists():
+        raise UserError(f"--subset {args.subset}: no such split in {task.args.data}")
+    task.load_dataset(args.subset)
     tried = {}
     for layout in derive.draw(probabilities, args.samples):
         bits = derive.bits_per_token(model, task, args.subset, layout, args.batch_size, args.max_batches)

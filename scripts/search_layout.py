@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "experiments")]
 
 # ruff: noqa: E402
 
-from experiment_stages import StageFailed, fairseq, run, show_training
+from experiment_stages import StageFailed, fairseq, read_training_log, run, show_training
 
 from fairseq_efficient.errors import UserError, run_main
 
@@ -85,15 +85,17 @@ def train_one(words: list[str], folder: Path, seed: int) -> None:
             str(folder / "train.log")]  # fmt: skip
     if not any(word.split("=")[0] == "--user-dir" for word in words):
         more += ["--user-dir", str(ROOT / "par_search")]
-    print(f"seed {seed}: {folder / 'output.log'}", flush=True)
-    try:
+    log = folder / "output.log"
+    if not begun or not log.exists() or not read_training_log(log).finished:  # fairseq would do one update more
+        print(f"seed {seed}: {log}", flush=True)
         show = show_training(f"seed {seed}", last_update(words))
-        run([*fairseq("train"), *words, *more], folder / "output.log", show, append=True)
-    except StageFailed as err:
-        said = [line for line in str(err).splitlines() if line.startswith("error: ")]
-        if said:
-            raise UserError(f"seed {seed}: {said[-1].removeprefix('error: ')}") from None
-        raise
+        try:
+            run([*fairseq("train"), *words, *more], log, show, append=True)
+        except StageFailed as err:
+            said = [line for line in str(err).splitlines() if line.startswith("error: ")]
+            if said:
+                raise UserError(f"seed {seed}: {said[-1].removeprefix('error: ')}") from None
+            raise
     done.touch()
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))  # so many times longer may commands take, on a busy machine
 _TOOLS = ("train", "generate", "interactive", "validate", "eval_lm", "hydra_train", "preprocess")
 SERVER: Any = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([f"fairseq_cli.{tool}" for tool in _TOOLS])
@@ -242,6 +243,7 @@ class Command:
 
     def wait(self, expect: int | None = 0, timeout: float = 120) -> str:
         """Its output (stdout and stderr), after checking its exit status; ``expect=None`` accepts any."""
+        timeout *= PATIENCE
         if isinstance(self._process, subprocess.Popen):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout)

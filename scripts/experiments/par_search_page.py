@@ -14,6 +14,7 @@ PUBLISHED = {  # epochs of 20 -> training and validation perplexity, minutes of 
     17: (41.85, 39.57, "31:51"), 20: (42.12, 39.41, "37:14"),
 }  # fmt: skip
 SHARE, SPEED = 0.01, 1.5  # what we want: at most so much more perplexity, at least so much less time
+PREDICTED = 0.1  # and predictions so near to what is measured
 PROSE = """\
 Language models of the same number of blocks, each block attention (a), feed-forward (f) or nothing, trained alike from
 scratch by `scripts/experiments/par_search_lm.py`:
@@ -57,7 +58,8 @@ def _experiment(
     parts = [f"## {data['name']}: {size}", "", *_facts(data, settings), ""]
     if models:
         parts += ["### Quality and size", "", _quality(found, models, data["scored"]), ""]
-        parts += ["### Latency of an evaluation step", "", _latency(found, models, settings), ""]
+        if any("_ms_" in key[2] for key in found):
+            parts += ["### Latency of an evaluation step", "", _latency(found, models, settings), ""]
         parts += ["### Where attention went", "", _layouts(layouts), ""]
         parts += ["### What was found", "", *findings(found, models, data["scored"]), ""]
     for one in recipes:
@@ -140,7 +142,7 @@ def _layouts(layouts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def findings(found: Rows, models: Sequence[str], scored: str) -> list[str]:
-    """One line for each layout: how far it is from interleaved, in perplexity and in time."""
+    """One line for each layout, how far it is from interleaved in perplexity and in time; seeds; predictions."""
     lines = []
     base = values(found, "interleaved", f"{scored}_ppl")
     base_ms = values(found, "interleaved", "latency_ms_hidden_batch1")
@@ -161,7 +163,23 @@ def findings(found: Rows, models: Sequence[str], scored: str) -> list[str]:
     spread = max(base.values()) - min(base.values()) if len(base) > 1 else None
     if spread is not None:
         lines.append(f"- The seeds of interleaved are {spread:.2f} apart: smaller differences say nothing.")
-    return lines
+    return [*lines, *_predictions(found)]
+
+
+def _predictions(found: Rows) -> list[str]:
+    """How far the sums of blocks' times are from measured nets."""
+    gaps = [
+        abs(row["value"] / found[model, seed, metric.replace("predicted_", "latency_")]["value"] - 1)
+        for (model, seed, metric), row in found.items()
+        if metric.startswith("predicted_ms_")
+    ]
+    if not gaps:
+        return []
+    within = sum(gap <= PREDICTED for gap in gaps)
+    return [
+        f"- Predicted latencies are {mean(gaps):.1%} off in the mean and {max(gaps):.1%} at most; {within} of "
+        f"{len(gaps)} are within the {PREDICTED:.0%} that was wanted."
+    ]
 
 
 def _recipe(one: Mapping[str, Any], found: Rows) -> list[str]:

@@ -52,6 +52,7 @@ def read(items: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
 def test_training_predicts_all_but_the_first_of_each_lane(
     streams: dict[int, StreamDataset], total: int, tokens: int, rows: int, groups: int
 ):
+    """Exactly once, across block borders too, whatever the sizes (par_search property 12; bugs 10 and 11)."""
     for epoch, seed in ((1, None), (1, 7), (2, 7), (3, 7)):
         lanes = training_lanes(streams[total], tokens, rows, groups, epoch, seed)
         covered: list[int] = []

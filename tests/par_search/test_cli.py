@@ -91,6 +91,7 @@ def eval_lm(data: Path, folder: Path, *more: Any) -> tuple[float, float, int]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_perplexity_is_that_of_one_lane_whatever_the_batch(trained: dict[str, Path], stream_data: Path, name: str):
+    """exp(total nll / scored tokens), added up here by full distributions (property 13; bug 8)."""
     model, tokens = load(stream_data, trained[name])
     for more, block, length in (((), 8, None), (("--tokens-per-sample", 5, "--eval-mem-len", 20), 5, 20)):
         expected = bits_by_hand(model, tokens, block, length)

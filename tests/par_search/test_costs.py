@@ -114,6 +114,7 @@ def loss_and_grads(net: Any, one: SearchCriterion) -> tuple[torch.Tensor, torch.
 
 @pytest.mark.parametrize("flags", [{}, ADAPTIVE], ids=["full", "adaptive"])
 def test_the_loss_is_cross_entropy_over_scored_tokens(flags: dict[str, Any]):
+    """Pads are no tokens, with full and adaptive softmax (property 13; bug 13)."""
     model = par_lm(**flags)
     loss, size, log = criterion()(model, sample())
     log_probs = model.get_normalized_probs(model(sample()["net_input"]["src_tokens"]), log_probs=True)
@@ -129,6 +130,7 @@ def test_the_loss_is_cross_entropy_over_scored_tokens(flags: dict[str, Any]):
 @pytest.mark.parametrize("kind", ["hinge", "product"])
 @pytest.mark.parametrize("flags", [{}, ADAPTIVE], ids=["full", "adaptive"])
 def test_weight_0_changes_nothing(kind: str, flags: dict[str, Any]):
+    """Losses and gradients, bitwise (property 18)."""
     net = supernet(**flags).train()
     plain = loss_and_grads(net, criterion())
     with_target = loss_and_grads(net, criterion(loss=kind, target=1e-9 if kind == "hinge" else 0.0))
@@ -137,7 +139,7 @@ def test_weight_0_changes_nothing(kind: str, flags: dict[str, Any]):
 
 @pytest.mark.parametrize("kind", ["hinge", "target", "product"])
 def test_attention_gets_rarer_the_more_the_weight(kind: str):
-    """One gradient step of alpha: the probability of attention falls, more with more weight."""
+    """One gradient step of alpha: the probability of attention falls, more with more weight (property 18)."""
     found = []
     for weight in (0.0, 0.5, 2.0, 8.0):
         net = supernet(3).train()

@@ -31,6 +31,7 @@ def test_mistakes_name_the_flag(text: str, blocks: int, message: str):
 
 
 def test_the_par_rule():
+    """The paper's 6 of 32 (property 14)."""
     assert par_layout(32) == "affafffaffafffaffaffffffffffffff"
     assert (counts(par_layout(36))["a"], counts(par_layout(24))["a"]) == (7, 4)
     assert par_layout(4) == "ffff" and par_layout(1) == "f" and par_layout(6, 3) == "afafff"
@@ -38,6 +39,7 @@ def test_the_par_rule():
 
 @pytest.mark.parametrize("ratio", [1.5, 2, 2.5, 3, 4, 5, 7.3])
 def test_the_par_rule_counts(ratio: float):
+    """Lengths, counts, the first two thirds, even gaps (property 14)."""
     for blocks in range(1, 70):
         layout = par_layout(blocks, ratio)
         assert len(layout) == blocks and set(layout) <= {"a", "f"}

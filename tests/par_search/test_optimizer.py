@@ -75,6 +75,7 @@ def test_the_learning_rate_is_that_of_the_weights():
 
 
 def test_clipping_is_of_what_moves():
+    """By the norm of the group whose turn it is (bug 17)."""
     optimizer, params = setup()
     optimizer.set_phase(ARCHITECTURE)
     for one in params:

@@ -60,7 +60,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["adam", "lamb", "adagrad"])
 def test_what_is_frozen_does_not_move(stream_data: Path, tmp_path: Path, kind: str):
-    """Bitwise: alpha in warm-up and in updates of the weights, the weights in updates of the architecture."""
+    """Bitwise: alpha in warm-up and in updates of the weights, the weights in updates of the architecture
+    (property 8)."""
     output = train(stream_data, tmp_path, "--save-interval-updates", 1, "--weight-optimizer", kind, "--weight-decay",
                    "0.1", "--disable-validation", "--clip-norm", "1.0")  # fmt: skip
     states = [weights(tmp_path / f"checkpoint_1_{update}.pt") for update in range(1, 10)]
@@ -105,7 +106,7 @@ def losses_by_hand(model: Any, tokens: torch.Tensor, count: int, lanes: int = 4,
 
 
 def test_each_stream_has_a_memory_of_its_own(stream_data: Path, tmp_path: Path):
-    """Nothing is learned and the noise drowns: losses are those of loops over the two parts of the stream."""
+    """Nothing is learned and the noise drowns: losses are those of loops over the two parts of the stream (bug 17)."""
     output = train(stream_data, tmp_path, "--lr", 0, "--arch-lr", 0, "--tau-start", 1e8, "--tau-end", 1e8,
                    "--max-update", 26, "--disable-validation", "--dropout", 0)  # fmt: skip
     models, _, task = checkpoint_utils.load_model_ensemble_and_task(
@@ -145,7 +146,7 @@ def test_temperature_and_probabilities_are_logged(stream_data: Path, tmp_path: P
 
 @pytest.mark.parametrize("start", [3, 6, 28, 31], ids=["warm-up", "mid-epoch", "end", "second epoch"])
 def test_resume_is_exact(stream_data: Path, tmp_path: Path, start: int):
-    """Losses, both memories, optimizers, temperature; the first epoch ends after 28 updates."""
+    """Losses, both memories, optimizers, temperature; the first epoch ends after 28 updates (properties 7 and 16)."""
     flags = ("--dropout", "0.1", "--save-interval-updates", start, "--max-update", start + 5, "--tau-updates", 40)
     output = run_cli("train", args(stream_data, tmp_path / "whole", *flags))
     assert ("begin training epoch 2" in output) == (start > 20)
@@ -218,6 +219,7 @@ def test_one_stage_as_the_published_code(stream_data: Path, tmp_path: Path):
 
 
 def test_the_latency_term_makes_attention_rarer(stream_data: Path, tmp_path: Path):
+    """In a training (property 18)."""
     found = []
     for weight in (0.0, 20.0):
         flags = (

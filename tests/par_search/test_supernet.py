@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from fairseq_efficient.ops.relaxed_onehot import gumbel_like, relaxed_onehot
+from par_search.costs import Shape, flop_costs
 from par_search.layout import KINDS
 from par_search.model import temperature
 from par_search.supernet import ARCHITECTURE, Temperature, inherited, mix
@@ -46,7 +47,7 @@ def test_a_mixture_is_the_formula():
 
 @pytest.mark.parametrize("flags", [{}, {"supernet_eval": "mixture"}, {"cache_memory": "keys"}, TIED], ids=str)
 def test_a_decided_supernet_is_the_derived_net(flags: dict[str, Any]):
-    """With a one-hot architecture, in evaluation by argmax or mixture; over blocks with memory, too."""
+    """With a one-hot architecture, in evaluation by argmax or mixture; over blocks with memory, too (property 4)."""
     net = decided(**flags)
     flags = {key: value for key, value in flags.items() if key != "supernet_eval"}
     model, stream = derived(net, **flags), tokens(2, 14)
@@ -69,11 +70,15 @@ def test_a_decided_supernet_trains_like_the_derived_net(straight_through: bool):
 
 
 def test_the_derived_net_has_nothing_that_it_does_not_use():
+    """No alpha, no weights of other branches, fewer FLOPs, memory for attention blocks only (property 15)."""
     net = decided()
     model = derived(net)
     assert not any("alpha" in name for name in model.state_dict())
     assert [name for name, _ in model.decoder.blocks[2].named_parameters()] == []
     assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in net.parameters())
+    costs = flop_costs(Shape.of(net.decoder.options.block, 8, 6))
+    every = len(LAYOUT) * sum(costs.blocks)  # what an update of the search computes
+    assert 0 < costs.of_layout(LAYOUT) < 0.5 * every and costs.blocks[2] == 0
     out, extra = model.decoder(tokens())
     out.sum().backward()
     assert all(p.grad is not None for p in model.parameters()) and len(extra["memory"]) == 2
@@ -82,6 +87,7 @@ def test_the_derived_net_has_nothing_that_it_does_not_use():
 
 
 def test_only_the_chosen_branches_run_outside_training(monkeypatch: pytest.MonkeyPatch):
+    """Evaluation costs what the derived net costs (bug 16)."""
     net, ran = decided(), []
     for number, block in enumerate(net.decoder.blocks):
         for name in ("attention", "feed_forward"):
@@ -97,6 +103,7 @@ def test_only_the_chosen_branches_run_outside_training(monkeypatch: pytest.Monke
 
 
 def test_evaluation_is_deterministic_and_draws_nothing():
+    """By argmax and by mixture; no noise (property 5; bug 7)."""
     for flags in ({}, {"supernet_eval": "mixture"}):
         net, stream = supernet(**flags), tokens()
         before = torch.get_rng_state()
@@ -130,7 +137,7 @@ def test_one_draw_for_each_block_and_update():
 
 @pytest.mark.parametrize("tau", [0.1, 1.0, 5.0])
 def test_frequencies_are_the_probabilities(tau: float):
-    """Chi-square over the largest weight of many draws, at any temperature."""
+    """Chi-square over the largest weight of many draws, at any temperature (property 6)."""
     net = supernet(2, tau_start=tau, tau_end=tau).train()
     with torch.no_grad():
         net.decoder.alpha.copy_(torch.tensor([[1.0, 0.0, -1.0], [0.0, 0.3, 0.9]]))
@@ -144,12 +151,28 @@ def test_frequencies_are_the_probabilities(tau: float):
 
 
 def test_straight_through_is_one_hot_and_teaches_all_kinds():
+    """Forward one-hot, gradients of all three (property 9)."""
     net = supernet(straight_through=True).train()
     weights = net.decoder.mixing_weights()
     assert set(weights.detach().unique().tolist()) == {0.0, 1.0} and weights.sum(-1).eq(1).all()
     net(tokens())[0].square().sum().backward()
     grad = net.decoder.alpha.grad
     assert (grad != 0).all() and grad.sum(-1).abs().max() < 1e-9 * grad.abs().max()
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_an_unlikely_kind_can_come_back(straight_through: bool):
+    """Logits have no zone without gradient, where a clamped probability stays for ever (bug 4)."""
+    net = supernet(2, straight_through=straight_through, tau_start=1.0, tau_end=1.0).train()
+    with torch.no_grad():
+        net.decoder.alpha.copy_(torch.tensor([[-9.0, 0.0, 0.0], [0.0, -9.0, 0.0]]))
+    found = []
+    for _ in range(20):
+        net.zero_grad()
+        net(tokens())[0].square().sum().backward()
+        found.append(net.decoder.alpha.grad)
+    grads = torch.stack(found)
+    assert (grads[:, 0, 0] != 0).all() and (grads[:, 1, 1] != 0).all()
 
 
 @pytest.mark.parametrize("straight_through", [False, True])
@@ -172,6 +195,7 @@ def test_alpha_is_marked_and_starts_even():
 
 @pytest.mark.parametrize("kind", ["exponential", "linear"])
 def test_temperature_is_exact_at_both_ends(kind: str):
+    """And not their product at the end (property 7; bug 5)."""
     tau = Temperature(5.0, 0.1, 300, kind)
     assert (tau(0), tau(300), tau(10_000), tau(None)) == (5.0, 0.1, 0.1, 0.1)
     values = [tau(n) for n in range(301)]
@@ -180,6 +204,7 @@ def test_temperature_is_exact_at_both_ends(kind: str):
 
 
 def test_temperature_follows_the_update_number():
+    """What training uses is the schedule (property 7; bug 6)."""
     net = supernet(tau_start=2.0, tau_end=0.5, max_update=10)
     for update, tau in ((0, 2.0), (5, 1.0), (10, 0.5)):
         net.set_num_updates(update)

@@ -21,7 +21,9 @@ import dynamic_pooling_plan as plans
 import dynamic_pooling_results as results
 import dynamic_pooling_stages as stages
 import experiment_runs as runs
-from experiment_stages import Ran, Record, StageFailed
+from experiment_stages import Record, StageFailed
+
+from tests.scripts.stages_here import stages_here
 
 TINY = ["--layers", "1-1-1", "--dim", "16", "--ffn", "32", "--heads", "2", "--updates", "4", "--batch-size", "8",
         "--tokens-per-sample", "16", "--valid-batches", "2", "--threads", "1", "--name", "tiny"]  # fmt: skip
@@ -32,25 +34,8 @@ def arguments(out: Path, data: Path, *flags: str) -> Any:
 
 
 @pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stages run in forks of a process that has imported fairseq; the list has their tools."""
-    ran: list[str] = []
-
-    def run(command: Any, log: Path, show: Any = None, env: Any = None, append: bool = False, **kept: Any) -> Ran:
-        tool = Path(command[1]).name.removeprefix("fairseq-").replace("-", "_")
-        tool = command[1] if command[1].endswith(".py") else tool
-        ran.append(Path(tool).stem)
-        output = run_cli(tool, command[2:], env=env)
-        with log.open("a" if append else "w", encoding="utf-8") as file:
-            file.write(f"# start\n{output}")
-        if record := kept.get("record"):
-            record.add(Ran(2.0, 300.0, 0))
-            record.save(kept["record_file"])
-        return Ran(2.0, 300.0, 0)
-
-    monkeypatch.setattr(stages, "run", run)
-    monkeypatch.setattr(runs, "run", run)
-    return ran
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return stages_here(monkeypatch, stages, runs)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, out: Path, data: Path, *flags: str) -> int:
@@ -60,14 +45,14 @@ def call(monkeypatch: pytest.MonkeyPatch, out: Path, data: Path, *flags: str) ->
 
 @pytest.mark.slow
 def test_all_stages(
-    forked: list[str], monkeypatch: pytest.MonkeyPatch, stream_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    ran: list[str], monkeypatch: pytest.MonkeyPatch, stream_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     """Two models and a second time; rows of another run stay; the report reads the runs."""
     first = ["--models", "vanilla,gumbel"]
     second = [*first, "--equal-time", "--time-updates", "4"]
     folder = tmp_path / "results"
     assert call(monkeypatch, tmp_path / "out", stream_data, *first, "--results", str(folder)) == 0
-    assert forked == ["train", "eval_lm", "validate", "train", "eval_lm", "eval_lm", "validate", "eval_lm",
+    assert ran == ["train", "eval-lm", "validate", "train", "eval-lm", "eval-lm", "validate", "eval-lm",
                       "dynamic_pooling_check"]  # fmt: skip
     document = json.loads((folder / "dynamic_pooling.json").read_text())
     rows = {(row["model"], row["setting"], row["metric"]): row for row in document["rows"]}
@@ -85,10 +70,10 @@ def test_all_stages(
     assert curves["gumbel"]["updates"] == [1, 2, 3, 4] and len(curves["gumbel"]["valid_bpc"]) == 4
     assert (folder / "dynamic_pooling.png").stat().st_size > 10_000
 
-    forked.clear()
+    ran.clear()
     assert call(monkeypatch, tmp_path / "out", stream_data, *second, "--results", str(folder)) == 0
     # four short ones are timed, then gumbel is trained for as long as vanilla; the rest is done
-    assert forked == [*["train"] * 4, "dynamic_pooling_check", "train", "eval_lm", "eval_lm", "validate"]
+    assert ran == [*["train"] * 4, "dynamic_pooling_check", "train", "eval-lm", "eval-lm", "validate"]
     assert "@ 0 updates" in (tmp_path / "out" / "gumbel" / "seed1" / "timing0.log").read_text()
     timed = json.loads((tmp_path / "out" / "equal_time.json").read_text())
     assert set(timed["step_seconds"]) == {"vanilla", "gumbel"}

@@ -30,7 +30,8 @@ def dictionary(tmp_path: Path) -> Path:
     "flags", [(), ("--cost", "size"), ("--dim", "32", "--factor", "2", "--clusters", "4")], ids=str
 )
 def test_a_dictionary(dictionary: Path, flags: tuple[str, ...]):
-    """Cutoffs are ids: special symbols and padding count as ids, and the special ones are in the head."""
+    """Cutoffs are ids: special symbols and padding count as ids, and the special ones are in the head
+    (par_search property 11)."""
     output = run_cli(SCRIPT, [str(dictionary), *flags])
     words = Dictionary.load(str(dictionary))
     counts = np.array([0] * 4 + words.count[4:])

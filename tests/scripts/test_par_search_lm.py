@@ -1,14 +1,9 @@
 """The quality run of layouts: its plan, one tiny real run of all stages, and the page made from rows."""
 
-import contextlib
-import io
 import json
-import logging
 import re
-import runpy
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fairseq_efficient.errors import UserError
-from tests.util import ROOT, run_in_process
+from tests.util import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
 import experiment_runs as shared
@@ -27,6 +22,8 @@ import par_search_plan as plans
 import par_search_results as results
 import par_search_stages as stages
 from experiment_stages import Ran, Record, StageFailed
+
+from tests.scripts.stages_here import script_here, stages_here
 
 TINY = ["--blocks", "4", "--dim", "16", "--ffn", "32", "--heads", "2", "--updates", "4", "--search-updates", "6",
         "--mem-len", "8", "--batch-size", "4", "--tokens-per-sample", "8", "--valid-batches", "2", "--threads", "1",
@@ -43,39 +40,8 @@ def arguments(out: Path, data: Path, *flags: str) -> Any:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stages run in this process, which has imported fairseq; the list has their tools."""
-    found: list[str] = []
-
-    def script_here(path: str, args: Sequence[str]) -> str:
-        output = io.StringIO()
-        monkeypatch.setattr(sys, "argv", [path, *map(str, args)])
-        try:
-            with contextlib.redirect_stdout(output):
-                runpy.run_path(path, run_name="__main__")
-        except SystemExit as end:
-            assert not end.code, output.getvalue()
-        finally:
-            logging.disable(logging.NOTSET)
-        return output.getvalue()
-
-    def run(command: Any, log: Path, show: Any = None, env: Any = None, append: bool = False, **kept: Any) -> Ran:
-        found.append(Path(command[1]).stem.removeprefix("fairseq-"))
-        here = script_here if command[1].endswith(".py") else fairseq_here
-        with log.open("a" if append else "w", encoding="utf-8") as file:
-            file.write(f"# start\n{here(command[1], command[2:])}")
-        if record := kept.get("record"):
-            record.add(Ran(2.0, 300.0, 0))
-            record.save(kept["record_file"])
-        return Ran(2.0, 300.0, 0)
-
-    def fairseq_here(path: str, args: Sequence[str]) -> str:
-        tool = Path(path).stem.removeprefix("fairseq-").replace("-", "_")
-        return run_in_process(tool, args, "%(asctime)s | %(levelname)s | %(name)s | %(message)s")
-
-    for module in (stages, shared):
-        monkeypatch.setattr(module, "run", run)
     monkeypatch.setattr(results, "draw", lambda command: script_here(command[1], command[2:]))
-    return found
+    return stages_here(monkeypatch, stages, shared)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, out: Path, data: Path, *flags: str) -> int:
@@ -293,9 +259,18 @@ def test_the_page_of_rows():
     assert "- par: test perplexity +0.4% (+0.2%, +0.5%) against interleaved, within the 1% that was wanted" in text
     assert "1.60 times faster at batch 1 with hidden states (reaching the 1.5 that was wanted)" in text
     assert "- random: test perplexity +11.7%" in text and "not within" in text and "below the 1.5" in text
+    assert "Predicted latencies are 3.2% off in the mean and 4.0% at most; 6 of 6 are within the 10%" in text
     assert "The seeds of interleaved are 2.00 apart" in text and text.count("`affaffaffaff`") == 3
     assert "| 3 | 8,475 | 70.00 | 60.00 | 5:05 | 78.56 | 62.33 | 5:37 |" in text
     assert "Made with:" in text and "commit `abc`" in text
+
+
+def test_a_page_without_latencies():
+    found = document()
+    found["rows"] = [row for row in found["rows"] if "_ms_" not in row["metric"]]
+    text = page.page(found)
+    assert "### Latency" not in text and "Predicted latencies" not in text
+    assert "- par: test perplexity +0.4% (+0.2%, +0.5%) against interleaved, within the 1% that was wanted.\n" in text
 
 
 def test_rows_of_other_runs_stay():

@@ -163,15 +163,20 @@ def test_mistakes_of_measuring(tmp_path: Path, flags: list[str], message: str):
 
 
 def test_several_seeds(stream_data: Path, tmp_path: Path):
+    """Each with its own seed, folder and layout; again does nothing (bug 17: no seed flag)."""
     command = [str(tmp_path), "--seeds", "1,2", "--derive=--no-measure", "--", str(stream_data), *SEARCHING]
     output = run_cli(SEARCH, command, timeout=280)
     found = json.loads((tmp_path / "layouts.json").read_text())
     assert set(found) == {"1", "2"} and output.count("train the layout of seed") == 2
-    assert found["1"]["probabilities"] != found["2"]["probabilities"]
+    assert found["1"]["probabilities"] != found["2"]["probabilities"] and "  seed 2: update 20/20, loss" in output
     assert all(one["layout"] in output for one in found.values())
     for seed in (1, 2):
         assert read_train_log(tmp_path / f"seed{seed}" / "train.log").updates == 20
         assert (tmp_path / f"seed{seed}" / "layout.txt").read_text().count("train it:") == 1
+    (tmp_path / "seed1" / "done").unlink()  # as if it had been killed just then
+    again = run_cli(SEARCH, [*command[:2], "1", *command[3:]])
+    assert "trained already" not in again and "seed 1: update" not in again
+    assert json.loads((tmp_path / "layouts.json").read_text()) == found  # with the seeds that were searched before
     again = run_cli(SEARCH, command)
     assert again.count("trained already") == 2 and json.loads((tmp_path / "layouts.json").read_text()) == found
     line = error_line(run_cli(SEARCH, [*command, "--arch-lr", "0.2"], expect=2))
@@ -197,6 +202,7 @@ def test_mistakes_of_seeds(stream_data: Path, tmp_path: Path, flags: list[str], 
 
 
 def test_probabilities_of_a_log(searched: Path):
+    """Those of each frame sum to 1 (property 17)."""
     found = architecture.read_probabilities(read_train_log(searched / "train.log"))
     assert found is not None and found.updates.tolist() == list(range(2, 21, 2)) and found.values.shape == (10, 4, 3)
     pictures = architecture.frames(found)
@@ -206,7 +212,7 @@ def test_probabilities_of_a_log(searched: Path):
 
 
 def test_frames_are_the_logged_steps(searched: Path, tmp_path: Path):
-    """One each, also where nothing changed; the colours are the probabilities."""
+    """One each, also where nothing changed; the colours are the probabilities (property 17; bug 9)."""
     found = architecture.read_probabilities(read_train_log(searched / "train.log"))
     architecture.write_gif(tmp_path / "a.gif", found)
     architecture.write_png(tmp_path / "a.png", found)

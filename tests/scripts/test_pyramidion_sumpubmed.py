@@ -1,9 +1,12 @@
 """The quality run without its training: stages, fairseq's log, and the page made from rows."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,28 @@ def test_stage_is_logged_measured_and_recorded_even_if_it_fails(tmp_path: Path, 
     saved.write_text("{")
     with pytest.raises(UserError, match="delete it"):
         Record.load(saved)
+
+
+def test_a_killed_experiment_leaves_no_training_behind(tmp_path: Path) -> None:
+    """Else a second start would train beside it, into the same checkpoints."""
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
+    log, code = tmp_path / "log", "from pathlib import Path; import sys; from experiment_stages import run; run"
+    folder = ROOT / "scripts" / "experiments"
+    command = [sys.executable, "-c", f"{code}([sys.executable, '-c', {child!r}], Path({str(log)!r}))"]
+    parent = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"})
+
+    def wait_for(what: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not what():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    wait_for(lambda: log.exists() and log.read_text().strip().rpartition("\n")[2].isdigit())
+    status = Path("/proc", log.read_text().split()[-1], "stat")
+    assert status.exists()
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not status.exists() or ") Z " in status.read_text())
 
 
 ROUGE = {

@@ -36,6 +36,7 @@ def exhaustive(counts: np.ndarray, clusters: int, smallest_head: int, **model: f
 @pytest.mark.parametrize("model", MODELS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_partition_is_cheaper(kind: str, model: dict[str, float]):
+    """Both models, against every partition (par_search property 11)."""
     for types, clusters, head in [(1, 1, 1), (2, 2, 1), (5, 5, 1), (9, 3, 1), (11, 4, 5), (12, 2, 4), (12, 1, 3)]:
         counts = counts_of(kind, types) if types > 4 else np.arange(types, 0, -1)
         expected = exhaustive(counts, clusters, head, **model)
@@ -57,7 +58,7 @@ def test_fast_is_naive(kind: str, model: dict[str, float]):
 
 
 def test_the_spec_case_of_six_types():
-    """Counts where an implementation that prints one index too few would put the cut at 0."""
+    """Counts where an implementation that prints one index too few would put the cut at 0 (bug 14)."""
     counts = np.array([100, 5, 1, 1, 1, 1])
     cutoffs, cost = optimal_cutoffs(counts, 2)
     assert cutoffs == [1] and cost == 100 + 5 * 9

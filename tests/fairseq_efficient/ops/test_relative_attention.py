@@ -107,7 +107,7 @@ def test_float32_and_the_tiles_in_use(monkeypatch: pytest.MonkeyPatch):
 
 @OPS
 def test_explicit_loop(op: Any):
-    """The formula, written with one query and one key at a time."""
+    """The formula, written with one query and one key at a time (par_search property 1)."""
     q, k, v, r, u, w = (t.detach() for t in inputs(3, 5, batch=1, heads=1, dim=2))
     out = op(q, k, v, r, u, w, window=4)
     for i in range(3):
