@@ -1,5 +1,7 @@
 """The model ``sequential_lm``: flags to parts, with one line for each mistake."""
 
+import logging
+import math
 from typing import Any
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -7,6 +9,7 @@ from fairseq.models import register_model
 
 from adaptive_span.attention import AttentionOptions
 from adaptive_span.config import ARCHITECTURES, SequentialConfig
+from adaptive_span.criterion import SpanCriterion
 from adaptive_span.decoder import AdaptiveOptions, DecoderOptions, SequentialDecoder
 from adaptive_span.layers import LayerOptions
 from adaptive_span.optimizer import copy_into_master_
@@ -17,6 +20,8 @@ from fairseq_efficient.modules.adaptive_softmax import read_cutoffs
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach
 from fairseq_efficient.plugin.flat_config import complete_config, with_defaults
 from fairseq_efficient.precision import round_linear_weights_
+
+logger = logging.getLogger(__name__)
 
 
 @register_model("sequential_lm", dataclass=SequentialConfig)
@@ -60,6 +65,13 @@ class SequentialLanguageModel(Pretrained, StreamLanguageModel):
             if layer.self_attn.spans is not None:
                 for parameter in layer.self_attn.spans.parameters():
                     copy_into_master_(optimizer, parameter)
+
+    def trained_by(self, criterion: Any) -> None:
+        weight = self.decoder.options.span_loss
+        if weight and not isinstance(criterion, SpanCriterion):
+            logger.warning(
+                f"--adapt-span-loss {weight:g} has no effect: it is part of --criterion adaptive_span_loss only"
+            )
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         super().prepare_for_inference_(cfg)
@@ -121,8 +133,10 @@ def _check_ranges(cfg: Any) -> None:
     for name, least in (("decoder_layers", 1), ("decoder_embed_dim", 1), ("decoder_ffn_embed_dim", 1),
                         ("decoder_attention_heads", 1), ("attn_span", 1), ("adapt_span_ramp", 1),
                         ("adapt_span_loss", 0), ("pers_mem_size", 0)):  # fmt: skip
-        if not getattr(cfg, name) >= least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be at least {least}")
+        value = getattr(cfg, name)
+        if not least <= value < math.inf:
+            wanted = "finite" if value == math.inf else f"at least {least}"
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be {wanted}")
     if not 0 <= cfg.adapt_span_init <= 1:
         raise UserError(f"--adapt-span-init {cfg.adapt_span_init}: is a share of --attn-span, from 0 to 1")
     for name in ("dropout", "attention_dropout", "activation_dropout", "emb_dropout", "adaptive_softmax_dropout"):

@@ -14,7 +14,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 
 from dynamic_pooling.causality import check_causality
-from fairseq_efficient.data.token_windows import TokenStream, WindowDataset
+from fairseq_efficient.data.token_windows import TokenStream, WindowDataset, load_stream
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.plugin.prefilled_generation import PrefilledGenerator, cut_prefix
 
@@ -67,9 +67,7 @@ class DynamicPoolingTask(LanguageModelingTask):
         """Windows of ``split``; UserError if it does not exist or lacks boundaries that the model learns from."""
         paths = utils.split_paths(self.args.data)
         path = os.path.join(paths[(epoch - 1) % len(paths)], split)
-        data = data_utils.load_indexed_dataset(path, self.dictionary, self.args.dataset_impl, combine=combine)
-        if data is None:
-            raise FileNotFoundError(f"Dataset not found: {split} ({path})")  # fairseq stops joining train1, train2 ...
+        stream = load_stream(path, self.dictionary, self.args.dataset_impl, combine)
         training = split == getattr(self.args, "train_subset", "train")
         boundaries = data_utils.load_indexed_dataset(f"{path}.boundaries", None, "mmap", combine=combine)
         if boundaries is None and training and self.needs_boundaries:
@@ -77,9 +75,8 @@ class DynamicPoolingTask(LanguageModelingTask):
                 f"{path}.boundaries.idx: no such file; --boundaries-type unigram learns from it "
                 "(scripts/prepare_lm.py --unigram-vocab N writes it)"
             )
-        self.datasets[split] = self._windows(
-            TokenStream(data, path), boundaries and TokenStream(boundaries, f"{path}.boundaries"), training
-        )
+        sides = boundaries and TokenStream(boundaries, f"{path}.boundaries")
+        self.datasets[split] = self._windows(stream, sides, training)
 
     def _windows(self, stream: TokenStream, sides: TokenStream | None, training: bool) -> WindowDataset:
         mode = str(self.args.sample_break_mode or "none")

@@ -43,6 +43,9 @@ class StreamLanguageModel(FairseqLanguageModel):
     def after_update(self, optimizer: Any) -> None:
         """Called by the task after each step of the (fairseq) optimizer; for parameters that have a range."""
 
+    def trained_by(self, criterion: Any) -> None:
+        """Called by the task when it has built the criterion; for models whose flags need a certain one."""
+
     def max_positions(self) -> int:
         """No limit."""
         return ANY_LENGTH

@@ -8,14 +8,13 @@ from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 from fairseq import utils
-from fairseq.data import data_utils
 from fairseq.sequence_scorer import SequenceScorer
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from omegaconf import II
 
 from fairseq_efficient.data.token_stream import Lanes, LanesIterator, StreamDataset, evaluation_lanes, training_lanes
-from fairseq_efficient.data.token_windows import TokenStream
+from fairseq_efficient.data.token_windows import load_stream
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel
 from fairseq_efficient.plugin.batch_split import step_by_parts
@@ -125,6 +124,13 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
         self._models = [*map(weakref.ref, self._living()), weakref.ref(model)]
         return model
 
+    def build_criterion(self, args: Any, *rest: Any, **kwargs: Any) -> Any:
+        criterion = super().build_criterion(args, *rest, **kwargs)
+        for model in self._living():
+            if isinstance(model, StreamLanguageModel):
+                model.trained_by(criterion)
+        return criterion
+
     def _living(self) -> List[Any]:
         """The models that this task has built and somebody still uses."""
         return [model for one in self._models if (model := one()) is not None]
@@ -132,13 +138,11 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
     # --- data ---------------------------------------------------------------------------------------------------
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
-        """The stream of ``split``; UserError if it was not written as mmap."""
+        """The stream of ``split``; UserError if it is not there, was not written as mmap or is of other data."""
         paths = utils.split_paths(self.args.data)
         path = os.path.join(paths[(epoch - 1) % len(paths)], split)
-        data = data_utils.load_indexed_dataset(path, self.dictionary, self.args.dataset_impl, combine=combine)
-        if data is None:
-            raise FileNotFoundError(f"Dataset not found: {split} ({path})")  # fairseq stops joining train1, train2 ...
-        self.datasets[split] = StreamDataset(TokenStream(data, path), path, self.dictionary.pad())
+        stream = load_stream(path, self.dictionary, self.args.dataset_impl, combine)
+        self.datasets[split] = StreamDataset(stream, path, self.dictionary.pad())
 
     def get_batch_iterator(
         self,

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fairseq.data import ConcatDataset, data_utils, indexed_dataset
+from fairseq.data import ConcatDataset, Dictionary, data_utils, indexed_dataset
 
-from fairseq_efficient.data.token_windows import TokenStream, WindowDataset, block_windows
+from fairseq_efficient.data.token_windows import TokenStream, WindowDataset, block_windows, load_stream
 from fairseq_efficient.errors import UserError
+from tests.util import make_stream_data
 
 PAD, EOS = 1, 2
 
@@ -117,3 +118,47 @@ def test_joined_data_is_one_stream(tmp_path: Path):
             assert stream.slice(start, end).tolist() == [4, 5, 6, 7, 8, 9][start:end]
     with pytest.raises(UserError, match="mmap"):
         TokenStream([torch.tensor([1])])
+
+
+def damaged(folder: Path, how: str) -> Path:
+    """Data whose training split has something wrong with it."""
+    make_stream_data(folder)
+    index, data = (folder / f"train.{kind}" for kind in ("idx", "bin"))
+    if how in ("no index", "no data"):
+        (index if how == "no index" else data).unlink()
+    elif how in ("empty index", "empty data"):
+        (index if how == "empty index" else data).write_bytes(b"")
+    elif how == "junk":
+        index.write_bytes(b"hello")
+    elif how == "another dictionary":
+        (folder / "dict.txt").write_text("a 1\nb 1\n")
+    else:
+        file = data if how == "data cut off" else index
+        file.write_bytes(file.read_bytes()[: 20 if how == "header cut off" else -10])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no index", r"no split 'train' \(there are: test, valid\)"),
+        ("no data", r"no split 'train' \(there are: test, valid\)"),
+        ("empty index", r"train\.idx is empty"),
+        ("empty data", r"train\.bin is empty"),
+        ("junk", r"train\.idx: not an index that"),
+        ("header cut off", r"train\.idx is cut off"),
+        ("index cut off", r"train\.idx is cut off"),
+        ("data cut off", r"train\.bin is cut off, or of another train\.idx"),
+        ("another dictionary", r"train\.bin holds token 14, but dict\.txt has 6 types: it is of other data"),
+    ],
+)
+def test_damaged_files_are_one_line(tmp_path: Path, how: str, message: str):
+    folder = damaged(tmp_path, how)
+    with pytest.raises(UserError, match=message):
+        load_stream(str(folder / "train"), Dictionary.load(str(folder / "dict.txt")), "mmap")
+
+
+def test_whole_files_are_read(tmp_path: Path):
+    folder = make_stream_data(tmp_path)
+    stream = load_stream(str(folder / "valid"), Dictionary.load(str(folder / "dict.txt")), None)
+    assert len(stream) == 200 and stream.largest() == 14
