@@ -28,7 +28,7 @@ def noisy(flags: dict[str, Any]) -> Any:
 
 
 @kinds
-def test_rows_are_normalised_whatever_the_target(flags: dict[str, Any]):
+def test_p14_rows_are_normalised_whatever_the_target(flags: dict[str, Any]):
     model = noisy(flags)
     net_output = model(tokens(2, 17))
     for sample in (None, {"target": EVERY}):
@@ -66,7 +66,7 @@ def test_the_formula():
     assert_close(softmax.get_log_prob(states), torch.cat(parts, -1), 1e-12)
 
 
-def test_tied_weights_are_the_same_tensors():
+def test_p14_tied_weights_are_the_same_tensors():
     model = sequential_lm(**TIED)
     adaptive, softmax = model.decoder.embed_tokens, model.decoder.adaptive_softmax
     for band, out in enumerate([softmax.head.words, *softmax.tail]):

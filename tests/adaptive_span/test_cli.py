@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,10 @@ def eval_lm(data: Path, folder: Path, *more: Any) -> tuple[float, float, int]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_perplexity_is_that_of_one_lane_whatever_the_batch(trained: dict[str, Path], stream_data: Path, name: str):
-    """Every token but the first is scored once, and blocks of any length say the same (properties 3 and 15)."""
+def test_p15_f13_perplexity_is_that_of_one_lane_whatever_the_batch(
+    trained: dict[str, Path], stream_data: Path, name: str
+):
+    """Every token but the first is scored once, and blocks of any length say the same."""
     model, tokens = load(stream_data, trained[name])
     expected = bits_by_hand(model, tokens, 199)
     if name == "tokens":  # spans of a block are bounded by its own longest one, which rounds differently
@@ -122,7 +125,7 @@ def test_perplexity_is_that_of_one_lane_whatever_the_batch(trained: dict[str, Pa
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_validation_says_the_same(trained: dict[str, Path], stream_data: Path, name: str):
+def test_p15_validation_says_the_same(trained: dict[str, Path], stream_data: Path, name: str):
     """In training and after it; perplexity is that of the loss."""
     expected = bits_by_hand(*load(stream_data, trained[name]), 8)
     flags = ("--valid-subset", "test", "--batch-size", "3", "--log-format", "json")
@@ -148,18 +151,31 @@ def test_the_log_holds_spans_apart_from_bits(stream_data: Path, tmp_path: Path):
 
 
 def test_training_with_fairseqs_criterion_and_task(stream_data: Path, tmp_path: Path):
-    """Without span loss, and without memory: other tasks know nothing of either."""
-    assert "done training" in train(stream_data, tmp_path / "a", *SPANS, "--criterion", "cross_entropy")
+    """Without span loss, which is told, and without memory: other tasks know nothing of either."""
+    output = train(stream_data, tmp_path / "a", *SPANS, "--criterion", "cross_entropy")
+    assert "done training" in output and "--adapt-span-loss 0.0001 has no effect" in output
+    assert "has no effect" not in train(stream_data, tmp_path / "c", *SPANS)
     more = ("--task", "language_modeling", "--sample-break-mode", "none", "--tokens-per-sample", "16")
     assert "done training" in train(stream_data, tmp_path / "b", *SPANS, *more)
 
 
-def test_spans_stay_in_range(stream_data: Path, tmp_path: Path):
+def test_p7_spans_stay_in_range(stream_data: Path, tmp_path: Path):
     train(stream_data, tmp_path, *SPANS, "--adapt-span-loss", "1.0", "--lr", "3.0", "--max-update", "12")
     weights = read_checkpoint(last(tmp_path))["model"]
     for name, value in weights.items():
         if "spans" in name:
             assert ((value >= 0) & (value <= 1)).all()
+
+
+def test_p18_checkpoints_load_without_any_environment_variable(trained: dict[str, Path], stream_data: Path):
+    """Plain values and tensors for our own reader; fairseq's loader needs nothing either."""
+    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
+    for folder in trained.values():
+        state = read_checkpoint(last(folder))
+        assert state["model"] and state["last_optimizer_state"]
+        models, _, _ = checkpoint_utils.load_model_ensemble_and_task([last(folder)], {"data": str(stream_data)})
+        weights = models[0].state_dict()
+        assert_close({name: weights[name] for name in state["model"]}, dict(state["model"]), 0, 0)
 
 
 # --- batch split ----------------------------------------------------------------------------------------------------
@@ -183,7 +199,7 @@ def test_a_split_batch_is_the_same_training(stream_data: Path, tmp_path: Path, n
     assert_close(weights[2], weights[0], 2e-5, 1e-4)
 
 
-def test_a_resumed_split_is_exact(stream_data: Path, tmp_path: Path):
+def test_p16_a_resumed_split_is_exact(stream_data: Path, tmp_path: Path):
     flags = (*MODELS["spans"], "--batch-split", 2, "--dropout", 0.1, "--save-interval-updates", 3)
     whole = losses(train(stream_data, tmp_path / "a", *flags))
     start = ("--restore-file", tmp_path / "a" / "checkpoint_1_3.pt")
@@ -216,8 +232,8 @@ def greedy(model: Any, prompt: list[int], count: int, eos: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_generation_is_greedy_search(trained: dict[str, Path], stream_data: Path, name: str):
-    """Property 17: with caches as with full recomputation, beyond the longest span."""
+def test_p17_generation_is_greedy_search(trained: dict[str, Path], stream_data: Path, name: str):
+    """With caches as with full recomputation, beyond the longest span."""
     model, tokens = load(stream_data, trained[name])
     flags = ("--gen-subset", "test", "--batch-size", "2", "--prefix-size", "7", "--max-len-b", "40", "--beam", "1",
              "--tokens-per-sample", "50")  # fmt: skip
@@ -257,6 +273,7 @@ def test_interactive(trained: dict[str, Path], stream_data: Path, tmp_path: Path
         (("--adapt-span", "--adapt-span-ramp", "0"), "--adapt-span-ramp 0: must be at least 1"),
         (("--adapt-span", "--adapt-span-init", "1.5"), "--adapt-span-init 1.5: is a share of --attn-span"),
         (("--adapt-span", "--adapt-span-loss", "-1"), "--adapt-span-loss -1.0: must be at least 0"),
+        (("--adapt-span", "--adapt-span-loss", "inf"), "--adapt-span-loss inf: must be finite"),
         (("--pers-mem-size", "-3"), "--pers-mem-size -3: must be at least 0"),
         (("--adapt-span-loss", "0.1"), "--adapt-span-loss is of learned spans: say --adapt-span too"),
         (("--dynamic-span",), "--dynamic-span is of learned spans: say --adapt-span too"),
@@ -312,6 +329,29 @@ def test_each_configuration_is_an_architecture():
         found = yaml.safe_load((folder / f"{yaml_of(arch)}.yaml").read_text())["model"]
         assert found.pop("_name") == arch
         assert found == values
+
+
+PUBLISHED = {  # block, parts of a batch, learning rate, warm-up, updates
+    "enwik8_small": (256, 1, 0.07, 8000, 150_000), "enwik8": (512, 1, 0.07, 32_000, 600_000),
+    "text8": (512, 1, 0.07, 32_000, 900_000), "enwik8_large": (512, 2, 0.07, 32_000, 150_000),
+    "text8_large": (512, 2, 0.07, 32_000, 250_000), "enwik8_pers_small": (512, 2, 0.07, 32_000, 450_000),
+    "enwik8_pers": (512, 2, 0.07, 32_000, 200_000), "wiki103_pers": (256, 1, 2.5e-4, 8000, 800_000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_configuration_trains_as_published(name: str):
+    found = yaml.safe_load((ROOT / "adaptive_span" / "configs" / f"{name}.yaml").read_text())
+    training, task, optimizer = found["optimization"], found["task"], found["optimizer"]
+    rates = (training["lr"][0], found["lr_scheduler"]["warmup_updates"], training["max_update"])
+    assert (task["tokens_per_sample"], task["batch_split"], *rates) == PUBLISHED[name]
+    assert found["dataset"]["batch_size"] == (64 if name == "enwik8_small" else 8)  # of 1 and of 8 ranks
+    assert found["lr_scheduler"]["_name"] == "fixed" and found["criterion"]["_name"] == "adaptive_span_loss"
+    if name == "wiki103_pers":  # one clip for all gradients
+        assert optimizer["_name"] == "adam" and training["clip_norm"] == 1.0
+    else:
+        assert (optimizer["_name"], optimizer["adagrad_clip"]) == ("adagrad_with_grad_clip", 0.03)
+        assert training["clip_norm"] == 0.0
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

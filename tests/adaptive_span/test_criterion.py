@@ -36,8 +36,8 @@ def run(model: Any, **flags: Any) -> tuple[Any, int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())
-def test_trained_is_cross_entropy_and_span_loss(flags: dict[str, Any]):
-    """lambda * S * mean(z), summed over layers, for each token (property 6); in training only."""
+def test_p6_trained_is_cross_entropy_and_span_loss(flags: dict[str, Any]):
+    """lambda * S * mean(z), summed over layers, for each token; in training only."""
     model = sequential_lm(**flags)
     pure, size, logged = run(model)
     assert size == 21 and logged["loss"] == pure
@@ -58,7 +58,7 @@ def test_trained_is_cross_entropy_and_span_loss(flags: dict[str, Any]):
     assert loss.item() == pytest.approx(pure.item() + 21 * penalty)
 
 
-def test_gradient_of_the_span_loss_is_by_hand():
+def test_p6_gradient_of_the_span_loss_is_by_hand():
     """d/dz of lambda * S / H * sum z is lambda * S / H, times the tokens of the batch."""
     model = sequential_lm(**SPANS).train()
     pure = sequential_lm(**{**SPANS, "adapt_span_loss": 0.0}).train()

@@ -18,13 +18,13 @@ exact = pytest.mark.parametrize("flags", EXACT.values(), ids=EXACT.keys())
 
 
 @exact
-def test_outputs_are_those_of_the_formulas(flags: dict[str, Any]):
+def test_p1_outputs_are_those_of_the_formulas(flags: dict[str, Any]):
     model, stream = sequential_lm(**flags), tokens(2, 17)
     assert_close(model(stream)[0], by_formula(model.decoder, stream), 1e-9, 1e-9)
 
 
 @variants
-def test_no_token_sees_itself_in_attention_or_a_later_one(flags: dict[str, Any]):
+def test_p2_no_token_sees_itself_in_attention_or_a_later_one(flags: dict[str, Any]):
     model, stream = sequential_lm(**flags), tokens(2, 9)
     memory = model.decoder(tokens(2, 8, seed=5))[1]["memory"]
     before = model.decoder(stream, memory=memory)[0]
@@ -37,15 +37,15 @@ def test_no_token_sees_itself_in_attention_or_a_later_one(flags: dict[str, Any])
 
 
 @variants
-def test_blocks_of_any_length_are_one_block(flags: dict[str, Any]):
-    """Exactly so, because a layer remembers all that its heads see (property 3); blocks may be longer than spans."""
+def test_p3_blocks_of_any_length_are_one_block(flags: dict[str, Any]):
+    """Exactly so, because a layer remembers all that its heads see; blocks may be longer than spans."""
     model, stream = sequential_lm(**flags), tokens(2, 33)
     whole = model.decoder(stream)[0]
     for sizes in ([33], [1] * 33, [7, 1, 18, 7], [32, 1], [11] * 3):
         assert_close(blockwise(model, stream, sizes), whole, 1e-10, 1e-10)
 
 
-def test_lanes_are_independent():
+def test_p3_lanes_are_independent():
     model, stream = sequential_lm(**SPANS), tokens(3, 20)
     together = blockwise(model, stream, [8, 8, 4])
     alone = torch.cat([blockwise(model, stream[row : row + 1], [8, 8, 4]) for row in range(3)])
@@ -53,8 +53,8 @@ def test_lanes_are_independent():
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_caches_are_as_long_as_published(cache: bool):
-    """min(S, S' + 64), S' by 64 (property 10); and they shrink with the spans."""
+def test_p10_caches_are_as_long_as_published(cache: bool):
+    """min(S, S' + 64), S' by 64; and they shrink with the spans."""
     model = sequential_lm(attn_span=400, adapt_span=True, adapt_span_cache=cache)
     stream = tokens(1, 700)
     lengths = []
@@ -70,8 +70,8 @@ def test_caches_are_as_long_as_published(cache: bool):
     assert lengths == ([400, 336, 144, 144] if cache else [400] * 4)
 
 
-def test_spans_that_grow_between_blocks_see_what_is_there():
-    """A cache that is shorter than a span is no zeros (property 4): the same as a window over the tokens there are."""
+def test_p4_spans_that_grow_between_blocks_see_what_is_there():
+    """A cache that is shorter than a span is no zeros: the same as a window over the tokens there are."""
     model = sequential_lm(attn_span=300, adapt_span_cache=True, **SPANS)
     stream = tokens(1, 500)
     with torch.no_grad():
@@ -91,8 +91,8 @@ def test_spans_that_grow_between_blocks_see_what_is_there():
 
 
 @pytest.mark.parametrize("flags", [SPANS, {**SPANS, "pers_mem_size": 4}], ids=["spans", "persistent"])
-def test_trimming_changes_nothing(flags: dict[str, Any]):
-    """Short spans with full caches and trimmed ones, also with extreme scores (property 4)."""
+def test_p4_trimming_changes_nothing(flags: dict[str, Any]):
+    """Short spans with full caches and trimmed ones, also with extreme scores."""
     for factor in (1.0, 300.0):
         outs = []
         for trim in (False, True):
@@ -103,6 +103,53 @@ def test_trimming_changes_nothing(flags: dict[str, Any]):
                     layer.self_attn.qkv_proj.weight.mul_(factor**0.5)
             outs.append(blockwise(model, tokens(2, 300), [60] * 5))
         assert_close(outs[0], outs[1], 1e-10, 1e-10)
+
+
+def test_p4_spans_that_grow_a_little_find_all_that_they_see():
+    """The 64 places more that a trimmed cache has are for this: nothing differs from a cache that was never trimmed."""
+    outs = []
+    for trim in (False, True):
+        model = sequential_lm(attn_span=300, adapt_span_cache=trim, **SPANS)
+        parts, memory = [], None
+        for number, ratio in enumerate((0.05, 0.25, 0.45, 0.1, 0.3)):
+            with torch.no_grad():
+                for layer in model.decoder.layers:
+                    layer.self_attn.spans.ratio.fill_(ratio)
+            out, extra = model.decoder(tokens(2, 150, seed=number), memory=memory)
+            parts.append(out)
+            memory = extra["memory"]
+        outs.append(torch.cat(parts, 1))
+    assert_close(outs[0], outs[1], 1e-10, 1e-10)
+
+
+def test_p10_what_a_step_holds_falls_with_the_spans():
+    """Caches and all that is saved for the backward; peaks of whole steps are in the benchmark."""
+    sizes = []
+    for ratio in (1.0, 0.3, 0.02):
+        model = sequential_lm(attn_span=2000, adapt_span=True, adapt_span_cache=True, ragged=False).train()
+        with torch.no_grad():
+            for layer in model.decoder.layers:
+                layer.self_attn.spans.ratio.fill_(ratio)
+        memory = model.decoder(tokens(1, 2000))[1]["memory"]
+        saved: dict[int, int] = {}
+
+        def keep(x: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            out = model.decoder(tokens(1, 50), memory=memory)[0]
+        out.sum().backward()
+        fixed = sum(one.untyped_storage().nbytes() for one in model.parameters())
+        sizes.append((sum(one.untyped_storage().nbytes() for one in memory), sum(saved.values()) - fixed))
+    for held in zip(*sizes, strict=True):
+        assert held[0] > 2 * held[1] and held[1] > 2 * held[2] > 0
+
+
+def test_p11_no_persistent_vectors_are_the_plain_model():
+    plain, none = sequential_lm(**SPANS), sequential_lm(**SPANS, pers_mem_size=0)
+    assert_close(dict(none.state_dict()), dict(plain.state_dict()), 0, 0)
+    assert torch.equal(none(tokens())[0], plain(tokens())[0])
 
 
 def test_memory_is_inputs_of_layers_without_gradient():
@@ -205,7 +252,7 @@ def decoded(model: Any, stream: Tensor, prompt: int) -> Tensor:
 @variants
 @pytest.mark.parametrize("prompt", [0, 1, 5, 29])
 @torch.no_grad()
-def test_decoding_is_the_full_forward(flags: dict[str, Any], prompt: int):
+def test_p17_decoding_is_the_full_forward(flags: dict[str, Any], prompt: int):
     """Far beyond the longest span: the cache slides."""
     model, stream = sequential_lm(**flags), tokens(3, 40)
     assert_close(decoded(model, stream, prompt), model.decoder(stream)[0], 1e-10, 1e-10)
@@ -213,7 +260,7 @@ def test_decoding_is_the_full_forward(flags: dict[str, Any], prompt: int):
 
 @variants
 @torch.no_grad()
-def test_beams_are_reordered(flags: dict[str, Any]):
+def test_f15_beams_are_reordered(flags: dict[str, Any]):
     model, stream = sequential_lm(**flags), tokens(4, 30)
     state: dict[str, Any] = {}
     model.decoder(stream[:, :6], incremental_state=state)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq import optim
+from fairseq.optim.lr_scheduler import build_lr_scheduler
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -42,7 +43,7 @@ def by_hand(params: list[Any], sums: list[Any], lr: float, clip: float, decay: f
         one.data -= step * grad / (total.sqrt() + 1e-10)
 
 
-def test_numbers_of_the_paper_trail():
+def test_p12_numbers_of_the_paper_trail():
     """g = 2 (four of them), lr 0.1, clip 0.5: the norm is 4, the sum 4, the step 0.0125."""
     one = nn.Parameter(torch.zeros(4))
     optimizer = AdagradWithGradClip([one], lr=0.1, clip=0.5)
@@ -66,7 +67,7 @@ def test_steps_are_the_formula(clip: float, decay: float):
 
 
 @pytest.mark.parametrize("lr_decay", [0.0, 0.1])
-def test_without_clip_it_is_torchs(lr_decay: float):
+def test_p12_without_clip_it_is_torchs(lr_decay: float):
     ours, theirs = parameters(), parameters()
     pair = (
         AdagradWithGradClip(ours, lr=0.1, lr_decay=lr_decay, weight_decay=0.01, initial_accumulator_value=0.2),
@@ -84,7 +85,7 @@ def test_without_clip_it_is_torchs(lr_decay: float):
     assert_close([p.data for p in other], [p.data for p in theirs], 1e-6)
 
 
-def test_all_groups_are_clipped_each_by_its_own():
+def test_p12_all_groups_are_clipped_each_by_its_own():
     first, second = parameters(), parameters(1)
     optimizer = AdagradWithGradClip(
         [{"params": first, "lr": 0.1}, {"params": second, "lr": 0.2, "clip": 0.0, "weight_decay": 0.3}], clip=0.5
@@ -102,7 +103,7 @@ def test_all_groups_are_clipped_each_by_its_own():
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
-def test_parameters_without_gradient_stay(clip: float):
+def test_p12_parameters_without_gradient_stay(clip: float):
     params = parameters()
     optimizer = AdagradWithGradClip(params, lr=0.1, clip=clip)
     with_gradients(params, 0)
@@ -116,7 +117,7 @@ def test_parameters_without_gradient_stay(clip: float):
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
-def test_resume_is_exact(clip: float):
+def test_p12_resume_is_exact(clip: float):
     whole, params = parameters(), parameters()
     optimizer = AdagradWithGradClip(whole, lr=0.1, lr_decay=0.05, clip=clip)
     half = AdagradWithGradClip(params, lr=0.1, lr_decay=0.05, clip=clip)
@@ -132,7 +133,7 @@ def test_resume_is_exact(clip: float):
     assert all(torch.equal(a, b) for a, b in zip(whole, params, strict=True))
 
 
-def test_sparse_gradients_are_refused():
+def test_p12_sparse_gradients_are_refused():
     table = nn.Embedding(5, 3, sparse=True)
     optimizer = AdagradWithGradClip(table.parameters(), clip=0.5)
     table(torch.tensor([1, 3])).sum().backward()
@@ -159,6 +160,19 @@ def test_no_step_asks_the_device(monkeypatch: pytest.MonkeyPatch):
     for name in ("item", "tolist", "__float__", "__bool__", "__int__"):
         monkeypatch.setattr(torch.Tensor, name, asked)
     optimizer.step()
+
+
+def test_p12_warm_up_is_linear_and_starts_at_its_first_part():
+    """``lr * min(1, step / W)`` by ``--lr-scheduler fixed``: the update numbered 0 there is step 1."""
+    optimizer = build("adagrad_with_grad_clip", parameters(), adagrad_clip=0.03)
+    cfg = OmegaConf.create({"_name": "fixed", "lr": [0.1], "warmup_updates": 4, "force_anneal": None, "lr_shrink": 0.1})
+    schedule = build_lr_scheduler(cfg, optimizer)
+    schedule.step_begin_epoch(1)
+    rates = []
+    for step in range(6):
+        schedule.step_update(step)
+        rates.append(optimizer.get_lr())
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
 
 
 # --- fairseq's wrappers -----------------------------------------------------------------------------------------------
@@ -200,23 +214,33 @@ def test_weight_decay_of_other_models_is_as_it_was():
     assert len(optimizer.param_groups) == 1
 
 
-def half_precision(model: Any, **common: Any) -> Any:
+def half_precision(model: Any, half: str) -> Any:
     cfg = OmegaConf.create(
         {
-            "common": {"bf16": True, "fp16_no_flatten_grads": True, "fp16_scale_window": 1, **common},
-            "optimizer": {"_name": "adagrad_with_grad_clip", "lr": [5.0], "weight_decay": 0.5, "adagrad_clip": 0.0},
+            "common": {
+                half: True,
+                "fp16_no_flatten_grads": True,
+                "fp16_scale_window": 1,
+                "fp16_init_scale": 1,
+                "fp16_scale_tolerance": 0.0,
+                "threshold_loss_scale": None,
+                "min_loss_scale": 1e-4,
+            },
+            "optimizer": {"_name": "adagrad_with_grad_clip", "lr": [0.7], "weight_decay": 0.5, "adagrad_clip": 0.0},
         }
     )
     return optim.FP16Optimizer.build_optimizer(cfg, list(model.parameters()))
 
 
-def test_spans_stay_in_range_and_in_full_precision_under_bf16():
-    """Steps of 5 push spans far out of [0, 1]: they are brought back, in the fp32 copies too (property 7)."""
-    model = sequential_lm(double=False, attn_span=8191, **SPANS).bfloat16().train()
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_p7_spans_stay_in_range_and_in_full_precision_under(half: str):
+    """Steps of 0.7 push spans out of [0, 1]: they are brought back, in the fp32 copies too."""
+    model = sequential_lm(double=False, attn_span=8191, **SPANS).train()
+    model = model.bfloat16() if half == "bf16" else model.half()
     spans = [layer.self_attn.spans.ratio for layer in model.decoder.layers]
     assert all(one.dtype == torch.float32 for one in spans)
-    assert model.decoder.positions.dtype == torch.bfloat16
-    optimizer = half_precision(model)
+    assert model.decoder.positions.dtype == (torch.bfloat16 if half == "bf16" else torch.float16)
+    optimizer = half_precision(model, half)
     for seed in range(4):
         optimizer.zero_grad()
         out, extra = model.decoder(tokens(2, 30, seed=seed))

@@ -21,7 +21,7 @@ MILLIONS = {  # section 3 of the plan, and the published README
 
 
 @pytest.mark.parametrize("name", MILLIONS)
-def test_parameter_counts_are_the_published_ones(name: str):
+def test_p13_parameter_counts_are_the_published_ones(name: str):
     types, millions = MILLIONS[name]
     cfg = SequentialConfig(**ARCHITECTURES[f"sequential_lm_{name}"])
     bare = BareTypes(types)
@@ -32,7 +32,7 @@ def test_parameter_counts_are_the_published_ones(name: str):
     assert round(count / 1e6, 2) == millions
 
 
-def test_persistent_memory_takes_the_place_of_the_feed_forward():
+def test_p11_persistent_memory_takes_the_place_of_the_feed_forward():
     """2 N d parameters a layer; no feed-forward, no second LayerNorm."""
     with_ffn, without = sequential_lm(), sequential_lm(pers_mem_size=5)
     layer = without.decoder.layers[0]
@@ -45,7 +45,7 @@ def test_persistent_memory_takes_the_place_of_the_feed_forward():
     assert difference == 3 * (ffn - persistent)
 
 
-def test_persistent_vectors_are_scaled():
+def test_p11_persistent_vectors_are_scaled():
     """Keys ~ N(0, 1/d) times sqrt(d), values ~ N(0, 1/N) times sqrt(N): of size one at first."""
     attention = sequential_lm(pers_mem_size=4000).decoder.layers[0].self_attn
     assert attention.persistent_key.std().item() == pytest.approx(4**-0.5, rel=0.05)
@@ -54,7 +54,7 @@ def test_persistent_vectors_are_scaled():
     assert keys.std().item() == pytest.approx(1, rel=0.05) and values.std().item() == pytest.approx(1, rel=0.05)
 
 
-def test_persistent_vectors_with_next_to_no_span_are_finite():
+def test_p11_persistent_vectors_with_next_to_no_span_are_finite():
     model = sequential_lm(pers_mem_size=5, ragged=False, **{**SPANS, "adapt_span_ramp": 1})
     out = model(tokens())[0]
     assert torch.isfinite(out).all()
@@ -72,7 +72,7 @@ def test_shapes_of_spans():
     assert 0 < float(low(torch.zeros(1, 1, 8))[0, 0, 0].detach()) < 33
 
 
-def test_clamping():
+def test_p7_clamping():
     spans = Spans(SpanOptions(20), 3, 8)
     with torch.no_grad():
         spans.ratio.copy_(torch.tensor([-0.5, 0.25, 1.5]))
@@ -95,8 +95,8 @@ def losses_and_gradients(model: Any) -> tuple[float, torch.Tensor]:
     return loss.item(), torch.stack([layer.self_attn.spans.ratio.grad for layer in model.decoder.layers])
 
 
-def test_gradients_of_spans_at_the_ends_and_between():
-    """Property 8: the language model says nothing at z = 1, something at z = 0; finite differences between."""
+def test_p8_gradients_of_spans_at_the_ends_and_between():
+    """The language model says nothing at z = 1, something at z = 0; finite differences between."""
     model = sequential_lm(**SPANS, decoder_layers=1)
     ratio = model.decoder.layers[0].self_attn.spans.ratio
     with torch.no_grad():
@@ -111,8 +111,8 @@ def test_gradients_of_spans_at_the_ends_and_between():
     assert grads[0, 2].item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4)
 
 
-def test_heads_are_independent_and_layers_move_together():
-    """Property 9: a head's span changes that head's output only; one span of a layer changes all heads."""
+def test_p9_heads_are_independent_and_layers_move_together():
+    """A head's span changes that head's output only; one span of a layer changes all heads."""
     x, memory = torch.randn(2, 9, 12).double(), torch.randn(2, 14, 12).double()
 
     def heads(flags: dict[str, Any], change: int | None) -> torch.Tensor:

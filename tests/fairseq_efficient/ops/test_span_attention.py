@@ -136,7 +136,7 @@ def test_any_spans(spans: list[float], sizes: tuple[int, int, int], ramp: int, c
 
 
 @pytest.mark.parametrize("constant", [0, 2])
-def test_gradcheck(constant: int):
+def test_p8_gradcheck(constant: int):
     """Finite differences; spans stand off the mask's corners, which have no derivative."""
     arguments = inputs(5, 9, most=7, batch=1, heads=2, dim=2, constant=constant)
     spans = torch.tensor([1.3, 4.6], dtype=torch.double, requires_grad=True)
@@ -150,7 +150,7 @@ def test_gradcheck(constant: int):
     assert torch.autograd.gradcheck(call, (*(arguments[n] for n in names), spans, *arguments.get("constant", ())))
 
 
-def test_gradcheck_of_spans_by_query():
+def test_p8_gradcheck_of_spans_by_query():
     arguments = inputs(4, 7, most=6, batch=1, heads=2, dim=2)
     spans = (torch.rand(1, 2, 4, dtype=torch.double) * 4 + 0.05).requires_grad_()
     fixed = {name: one.detach() for name, one in arguments.items()}
@@ -179,8 +179,8 @@ def test_bfloat16_scores_are_close():
 # --- what the mathematics says ---------------------------------------------------------------------------------------
 
 
-def test_mask_by_hand():
-    """S = 8, R = 4, z = 0.25 (section 2.3, property 5 of the plan): by ascending distance."""
+def test_p5_mask_by_hand():
+    """S = 8, R = 4, z = 0.25: by ascending distance."""
     mask = soft_mask(torch.tensor([2.0]), 4, 8)
     assert_close(mask, torch.tensor([[1, 1, 1, 0.75, 0.5, 0.25, 0, 0]]))
     assert span_width(2.0, 4, 8) == 6 == int((mask > 0).sum())
@@ -188,7 +188,7 @@ def test_mask_by_hand():
 
 
 @OPS
-def test_explicit_loop(op: Any):
+def test_p1_explicit_loop(op: Any):
     """The formula, written with one query and one key at a time."""
     a = {name: one.detach() for name, one in inputs(3, 5, most=4, batch=1, heads=1, dim=2).items()}
     span, ramp = 0.7, 2
@@ -206,7 +206,7 @@ def test_explicit_loop(op: Any):
 
 @OPS
 @pytest.mark.parametrize("spans", [None, torch.tensor([3.0, 11.5, 24.0])])
-def test_no_query_sees_itself_or_what_comes_later(op: Any, spans: Tensor | None):
+def test_p2_no_query_sees_itself_or_what_comes_later(op: Any, spans: Tensor | None):
     a = {name: one.detach() for name, one in inputs(20, 25).items()}
     out = op(**a, spans=spans, ramp=4)
     for t in (0, 7, 8, 19):
@@ -226,7 +226,7 @@ def test_keys_beyond_the_span_change_nothing(op: Any):
 
 
 @OPS
-def test_rows_sum_to_one_whatever_the_scores(op: Any):
+def test_f10_rows_sum_to_one_whatever_the_scores(op: Any):
     """A key just outside the span scores 30 more than those inside: the published code's row sums to 1e-4 there."""
     a = {name: one.detach() for name, one in inputs(6, 20, most=16, batch=1, heads=1).items()}
     a["q"], a["v"] = torch.ones_like(a["q"]), torch.ones_like(a["v"])
@@ -240,6 +240,20 @@ def test_rows_sum_to_one_whatever_the_scores(op: Any):
     assert bad[0, 0, 0, 0] < 1e-3
 
 
+@OPS
+def test_p11_context_and_constant_keys_share_each_row(op: Any):
+    """Values of one give one, whatever the scores and however little a head sees; constant keys are never masked."""
+    a = {name: one.detach() for name, one in inputs(9, 20).items()}
+    a["v"] = torch.ones_like(a["v"])
+    for scale in (1.0, 30.0):
+        keys = torch.randn(3, 5, 4, dtype=torch.double) * scale
+        for values, low in ((1.0, 1 - 1e-12), (0.0, 0.0)):
+            constant = (keys, torch.full_like(keys, values))
+            out = op(**a, spans=torch.zeros(3), ramp=1, constant=constant)
+            assert ((out >= low) & (out <= 1 + 1e-12)).all()
+            assert values or (out < 1).any()
+
+
 def test_a_query_that_sees_nothing_gives_zero():
     for constant in (0, 2):
         arguments = inputs(9, 9, constant=constant)
@@ -251,7 +265,7 @@ def test_a_query_that_sees_nothing_gives_zero():
 
 @pytest.mark.parametrize("blocks", [[1] * 32, [7] * 5, [32, 3], [35]])
 @SPANS
-def test_blocks_change_nothing(blocks: list[int], kind: str):
+def test_p3_blocks_change_nothing(blocks: list[int], kind: str):
     """One call over 35 queries, or blocks with the keys before them: the same to 1e-12."""
     a = {name: one.detach() for name, one in inputs(35, 47).items()}
     spans = spans_of(kind, 2, 3, 35, 24)
@@ -267,7 +281,7 @@ def test_blocks_change_nothing(blocks: list[int], kind: str):
     assert_close(torch.cat(found, 2), whole[:, :, :start], 1e-12)
 
 
-def test_heads_are_independent():
+def test_p9_heads_are_independent():
     a = inputs(20, 40)
     spans = torch.tensor([3.0, 9.0, 20.0], dtype=torch.double, requires_grad=True)
     out = span_attention(**a, spans=spans, ramp=4)
@@ -280,8 +294,8 @@ def test_heads_are_independent():
         assert changed.tolist() == [one == head for one in range(3)]
 
 
-def test_gradient_of_spans_at_the_ends():
-    """z = 1: the language model says nothing (property 8); z = 0: the ramp keeps the span trainable."""
+def test_p8_gradient_of_spans_at_the_ends():
+    """z = 1: the language model says nothing; z = 0: the ramp keeps the span trainable."""
     a = inputs(20, 60, heads=2)
     spans = torch.tensor([24.0, 0.0], dtype=torch.double, requires_grad=True)
     out = span_attention(**a, spans=spans, ramp=4)
