@@ -25,7 +25,8 @@ _PROBABILITIES = ("label_smoothing", "dropout", "layerdrop")  # ends of names
 
 
 def install_excepthook() -> None:
-    """Let Python end a fairseq command that raised a :class:`UserError` with one line and exit status 2."""
+    """Let Python end a fairseq command that raised a :class:`UserError` with one line and exit status 2, and one that
+    was interrupted with one line."""
     if not isinstance(sys.excepthook, functools.partial) or sys.excepthook.func is not _excepthook:
         sys.excepthook = functools.partial(_excepthook, sys.excepthook)
 
@@ -33,6 +34,9 @@ def install_excepthook() -> None:
 def _excepthook(before: Any, kind: type[BaseException], err: BaseException, trace: types.TracebackType | None) -> None:
     if any(os.sep + "fairseq_cli" + os.sep in file for file in _files(trace)):
         exit_if_user_error(err)
+        if isinstance(err, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            return
     before(kind, err, trace)
 
 

@@ -4,6 +4,7 @@ import argparse
 import ast
 import os
 import sys
+import types
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,6 +124,20 @@ def chained(outer: Exception, inner: Exception, cause: bool) -> Exception:
 )
 def test_the_users_mistake_is_found_behind_an_error(err: Exception, message: str | None):
     assert compat_cli.user_message(err) == message
+
+
+@pytest.mark.parametrize(("file", "line"), [("/x/fairseq_cli/train.py", "interrupted"), ("/x/mine.py", None)])
+def test_a_command_that_is_interrupted_says_so(file: str, line: str | None, capsys: pytest.CaptureFixture):
+    """One line for fairseq's commands, Python's own form for other programs."""
+    code = compile("def main():\n    raise KeyboardInterrupt", file, "exec")
+    names: dict[str, Any] = {}
+    types.FunctionType(code, names)()
+    try:
+        names["main"]()
+    except KeyboardInterrupt:
+        compat_cli._excepthook(sys.__excepthook__, *sys.exc_info())  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert said == "interrupted\n" if line else "Traceback" in said
 
 
 @pytest.mark.parametrize(
