@@ -28,7 +28,8 @@ def bars(rows: Sequence[Row]) -> Markup:
             axes.text(max(row.ratio, row.goal or 1, 1), place, f"  {row.ratio:.3g}x", va="center", fontsize=8)
         goals = [(row.goal, place) for place, row in zip(places, rows, strict=True) if row.goal is not None]
         if goals:
-            axes.scatter(*zip(*goals, strict=True), marker="|", s=160, color=figures.series_color(3), label="goal")
+            where, at = [goal for goal, _ in goals], [place for _, place in goals]
+            axes.scatter(where, at, marker="|", s=160, color=figures.series_color(3), label="goal")
             axes.legend(loc="lower right", bbox_to_anchor=(1, 1))
         axes.set_yticks(places, [row.name for row in rows], fontsize=8)
         axes.set_ylim(len(rows) - 0.4, -0.6)
