@@ -72,15 +72,15 @@ def add_models(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--ramp", type=int, default=32, help="of learned spans, in tokens (default: %(default)s)")
     group.add_argument("--init", type=float, default=0.0, help="of them, as a share of the longest (%(default)s)")
-    group.add_argument("--layers", type=int, default=6, help="(default: %(default)s)")
-    group.add_argument("--dim", type=int, default=192, help="width (default: %(default)s)")
-    group.add_argument("--ffn", type=int, default=768, help="feed-forward width (default: %(default)s)")
-    group.add_argument("--heads", type=int, default=6, help="(default: %(default)s)")
+    group.add_argument("--layers", type=int, default=4, help="(default: %(default)s)")
+    group.add_argument("--dim", type=int, default=128, help="width (default: %(default)s)")
+    group.add_argument("--ffn", type=int, default=512, help="feed-forward width (default: %(default)s)")
+    group.add_argument("--heads", type=int, default=4, help="(default: %(default)s)")
     group.add_argument("--dropout", type=float, default=0.0, help="(default: %(default)s)")
 
 
 def add_training(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--updates", type=int, default=2000, help="of each model (default: %(default)s)")
+    group.add_argument("--updates", type=int, default=2500, help="of each model (default: %(default)s)")
     group.add_argument("--tokens-per-sample", type=int, default=512, help="of a block (default: %(default)s)")
     group.add_argument("--batch-size", type=int, default=4, help="lanes (default: %(default)s)")
     group.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adam", help="(default: %(default)s)")

@@ -25,7 +25,8 @@ the feed-forward is wider; as many persistent vectors as weigh the same replace 
 
 Bits are those of `fairseq-eval-lm` on the last checkpoint, over the whole split in one pass with memory, every token
 but the first scored once (the run fails if the count is another). The end of each document counts as a byte. No
-checkpoint, model or setting was chosen by that split. A span is what a head sees at most, its ramp included. Seconds
+checkpoint, model or setting was chosen by that split. Validation in training, which the picture shows, is over the
+first blocks of its split in one lane, the same for all. A span is what a head sees at most, its ramp included. Seconds
 per update are of more updates of the trained models, with their spans and full caches, all models in turns on one
 machine; training time is that of steps (no validation, start or saving). Memory is the largest resident set of the
 training (on a GPU: the most that torch allocated). Where there are several seeds, the mean is given with the values in

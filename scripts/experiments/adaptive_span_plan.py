@@ -135,6 +135,12 @@ class Run(LanguageModelRun):
             flags += ["--lr-scheduler", "fixed"]
         return [*flags, *self.plan.precision_flags, *SAVING, "--log-format", "json", *self.plan.device_flags]
 
+    @property
+    def watch_flags(self) -> list[str]:
+        """Validation in one lane: of several, those after the first read again what spans reach before they score, so
+        that models of other spans would be validated on other tokens."""
+        return [*super().watch_flags, "--batch-size-valid", "1"]
+
 
 def prepare_flags(args: argparse.Namespace) -> list[str]:
     """Arguments of scripts/prepare_lm.py."""

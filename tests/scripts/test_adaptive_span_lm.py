@@ -145,6 +145,7 @@ def test_models_of_the_flags(stream_data: Path, tmp_path: Path):
         assert "--cpu" in given and "--cpu-bf16" in given and pairs["--clip-norm"] == "0.25"
     assert dict(pairwise(flags["adaptive-1e-05"]))["--adapt-span-loss"] == "1e-05"
     assert dict(pairwise(flags["all-attention"]))["--adapt-span-loss"] == "0.001"
+    assert dict(pairwise(plan.run("fixed4", 2).watch_flags))["--batch-size-valid"] == "1"
     adagrad = plans.Plan(arguments(tmp_path, stream_data, "--optimizer", "adagrad"), stream_data)
     pairs = dict(pairwise(adagrad.run("fixed4", 1).train_flags))
     assert (pairs["--optimizer"], pairs["--adagrad-clip"], pairs["--lr"]) == ("adagrad_with_grad_clip", "0.03", "0.07")
@@ -152,7 +153,7 @@ def test_models_of_the_flags(stream_data: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("more", [(), ("--dim", "192", "--ffn", "768", "--heads", "6", "--layers", "6", "--spans",
-                                        "256,1024,2048")], ids=["tiny", "default"])  # fmt: skip
+                                        "256,1024,2048")], ids=["tiny", "larger"])  # fmt: skip
 def test_models_have_as_many_parameters(stream_data: Path, tmp_path: Path, more: tuple[str, ...]):
     """But for half a column of each layer, and the spans themselves."""
     plan = plans.Plan(arguments(tmp_path, stream_data, *more), stream_data)
