@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Lint, types and tests: bash scripts/run_tests.sh [--full] [pytest arguments]
-#   --full    also the tests marked slow
+#   --full    also the tests marked full, ten times as many drawn examples; writes docs/results/reliability.json
 set -uo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT" || exit 1
 
-marks=(-m "not slow")
+marks=(-m "not full")
 args=()
 for arg in "$@"; do
   case $arg in
@@ -14,13 +14,15 @@ for arg in "$@"; do
       sed -n '2,3s/^# //p' "$0"
       exit 0
       ;;
-    --full) marks=() ;;
+    --full) marks=(--hypothesis-profile full --figures docs/results/reliability.json) ;;
     *) args+=("$arg") ;;
   esac
 done
 
 bash scripts/bootstrap.sh || exit
 export PATH="$ROOT/.venv/bin:$PATH" OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 # two processes share the cores
+export PYTHONPYCACHEPREFIX="$ROOT/.venv/pycache" # each command of a test imports our packages anew
+unset PYTHONDONTWRITEBYTECODE
 
 failed=()
 echo "ruff"
@@ -28,7 +30,8 @@ ruff check . || failed+=(ruff)
 echo "mypy"
 mypy || failed+=(mypy)
 echo "pytest"
-python -m pytest -n 2 ${marks[@]+"${marks[@]}"} ${args[@]+"${args[@]}"} || failed+=(pytest)
+# a file's tests in one process, because many share a training
+python -m pytest -n 2 --dist loadfile --durations 15 --durations-min 5 ${marks[@]+"${marks[@]}"} ${args[@]+"${args[@]}"} || failed+=(pytest)
 
 if [ ${#failed[@]} -gt 0 ]; then
   echo "failed: ${failed[*]}" >&2

@@ -7,14 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
+import tests.quick  # noqa: F401  (makes fairseq's commands start sooner)
 from fairseq_efficient.compat import NOISE
+from tests.reliability import figures
+from tests.reliability.figures import figure, pytest_addoption  # noqa: F401
 from tests.util import make_pair_data, make_sentence_data, make_stream_data
+
+settings.register_profile("full", max_examples=2000, deadline=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for message in NOISE:
         config.addinivalue_line("filterwarnings", f"ignore:{message}")
+    figures.pytest_configure(config)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))  # so many times longer may commands take, on a busy machine
 _TOOLS = ("train", "generate", "interactive", "validate", "eval_lm", "hydra_train", "preprocess")
 SERVER: Any = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([f"fairseq_cli.{tool}" for tool in _TOOLS])
+SERVER.set_forkserver_preload([*(f"fairseq_cli.{tool}" for tool in _TOOLS), "tests.server"])
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,7 @@ def accuracy(model: PyramidionModel) -> tuple[float, float]:
     return copied.item(), torch.stack(kept).mean().item() if kept else 0.0
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_p20_it_learns_to_select():
     """Pooled to 8 of 64 tokens it copies the marked ones; cut to 8 tokens it cannot."""
     pooled = trained(300, enc_layers_and_token_width=f"0:{SLOTS}")

@@ -57,7 +57,7 @@ def bits(kind: str, **flags: object) -> tuple[float, float]:
     return sum(losses) / len(losses), found / spaces
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_p15_segments_that_are_words_beat_fixed_ones():
     fixed, by_chance = bits("fixed", fixed_sf=4)
     whitespaces, every = bits("whitespaces")

@@ -52,7 +52,7 @@ def call(monkeypatch: pytest.MonkeyPatch, out: Path, data: Path, *flags: str) ->
     return script.main()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_all_stages(
     ran: list[str], monkeypatch: pytest.MonkeyPatch, stream_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -105,7 +105,7 @@ def test_all_stages(
     capsys.readouterr()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_killed_run_goes_on(stream_data: Path, tmp_path: Path):
     """kill -9 in a training: started again, it goes on from the last checkpoint and ends like one without a break."""
     command = [sys.executable, str(ROOT / "scripts" / "experiments" / "adaptive_span_lm.py"), "--data"]

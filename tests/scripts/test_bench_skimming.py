@@ -172,7 +172,7 @@ def test_the_command_checks_alone_and_measures_tiny_sizes(tmp_path: Path) -> Non
     assert error_line(run_cli(str(SCRIPT), ["--json", "no/a.json"], expect=2)).endswith("folder")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(("n", "batch"), [(128, 8), (64, 32)])
 def test_p12_packed_skimming_is_faster_on_the_clock(n: int, batch: int) -> None:
     """Time of this process, in turns: the fastest of some calls, which other work on the machine disturbs least."""

@@ -43,7 +43,7 @@ def call(monkeypatch: pytest.MonkeyPatch, out: Path, data: Path, *flags: str) ->
     return script.main()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_all_stages(
     ran: list[str], monkeypatch: pytest.MonkeyPatch, stream_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

@@ -83,7 +83,7 @@ def call(monkeypatch: pytest.MonkeyPatch, out: Path, model: Path, *flags: str) -
     return script.main()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_all_stages(
     forked: list[str], monkeypatch: pytest.MonkeyPatch, sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

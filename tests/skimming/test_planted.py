@@ -58,7 +58,7 @@ def train(price: float, **flags: Any) -> Trained:
     return Trained(float(accuracy), float(above / below), *shares)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_p11_a_planted_task_keeps_its_markers_and_its_accuracy():
     dense = train(0.0, skim_layers="none")
     assert dense.accuracy > 0.97 and dense.kept == 1.0

@@ -369,7 +369,7 @@ def test_two_ranks_count_every_question_once(data: Path, trained: tuple[Path, di
         assert float(found[f"valid_{name}"]) == pytest.approx(float(numbers[f"valid_{name}"]), abs=0.011)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_it_learns(tmp_path: Path) -> None:
     """The answer is the word after "x"; a paragraph without one has none. A tiny model gets nearly all of it."""
     draw = random.Random(1)
