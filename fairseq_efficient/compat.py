@@ -21,7 +21,7 @@ from typing import Any
 import numpy
 import torch
 
-from fairseq_efficient import checkpoints, compat_cli, compat_optim, compat_tasks
+from fairseq_efficient import checkpoints, compat_cli, compat_optim, compat_recompute, compat_tasks
 from fairseq_efficient.checkpoint_rules import check_checkpoint
 from fairseq_efficient.errors import UserError
 
@@ -57,6 +57,7 @@ def apply() -> None:
     ask_all_ranks_before_saving()
     compat_tasks.let_tasks_end_training(_patch)
     compat_optim.give_parameters_their_groups(_patch)
+    compat_recompute.recompute_as_it_was_computed(_patch)
     check_commands()
 
 
