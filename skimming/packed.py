@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from fairseq_efficient.errors import UserError
 from fairseq_efficient.modules.packed_encoder_layer import PackedRows
-from fairseq_efficient.ops.token_pack import TokenLayout, compact_tokens, pack_tokens, repad_tokens
+from fairseq_efficient.ops.token_pack import (
+    BackendError,
+    TokenLayout,
+    compact_tokens,
+    pack_tokens,
+    places_where,
+    repad_tokens,
+)
 from skimming.predictor import decide, keeps, protected_tokens, segments
 from skimming.statistics import SkimCounts, Skimmed
 
@@ -18,7 +26,8 @@ from skimming.statistics import SkimCounts, Skimmed
 class Buffer:
     """Live tokens of a batch between two layers.
 
-    ``x`` (n, C): their states; ``layout``: where they come from; ``protected`` (n,) bool: never skipped.
+    ``x`` (n, C): their states; ``layout``: where they come from; ``protected`` (n,) bool: never skipped, ``guarded`` of
+    them. How many rows a mask has is always known here, so that compaction alone asks the device for a number.
     Skipped tokens may stay for a while (``--skim-compact-threshold``): then ``alive`` (n,) bool are the others,
     ``selection`` their rows and ``live`` their layout; else these are None, None and ``layout``.
     With ``store`` the last states of tokens that leave are kept: (N, C), at ``places`` (n,) (None: nothing has left).
@@ -26,6 +35,7 @@ class Buffer:
 
     def __init__(self, x: Tensor, layout: TokenLayout, protected: Tensor, store: bool):
         self.x, self.layout, self.protected = x, layout, protected
+        self.guarded = int(protected.sum())
         self.alive: Tensor | None = None
         self.selection: Tensor | None = None
         self.live = layout
@@ -36,7 +46,7 @@ class Buffer:
     def skim(self, predictor: Any, options: Any) -> None:
         """Let the tokens go on that ``predictor`` keeps; it looks at live tokens without protection only."""
         asked = ~self.protected if self.alive is None else self.alive & ~self.protected
-        rows = asked.nonzero().squeeze(1)
+        rows = places_where(asked, self.live.index.numel() - self.guarded)
         logits = predictor(self.x.index_select(0, rows))
         if options.eval_sample:
             kept = decide(logits, True, options.tau) > 0
@@ -55,7 +65,7 @@ class Buffer:
             self.alive, self.selection, self.live = kept, selection, live
             return
         if self.store:
-            self._put((~kept).nonzero().squeeze(1))
+            self._put(places_where(~kept, skipped))
         self.x, self.protected = self.x.index_select(0, selection), self.protected[selection]
         self.places = selection if self.places is None else self.places[selection]
         self.layout = self.live = live
@@ -109,10 +119,13 @@ def encode_packed(
     Args:
         encoder: a ``SkimEncoder``. padding: (B, T), True = pad.
         first_only: states (1, B, C) of first tokens are enough: the last layer computes no others.
+
+    Raises:
+        UserError: ``--skim-backend`` cannot run here.
     """
     layout = pack_tokens(padding)
     marks = protected_tokens(src_tokens, padding, encoder.eos, encoder.options.protect)
-    first_only = first_only and bool((~padding).any(1).all())
+    first_only = first_only and layout.min_len > 0
     x = _embed(encoder, src_tokens, padding, token_embeddings, layout.index)
     buffer = Buffer(x, layout, marks.flatten()[layout.index], store=not first_only)
     kept, masks = [], []
@@ -122,7 +135,10 @@ def encode_packed(
         kept.append(buffer.live.cu_seqlens)
         if return_masks:
             masks.append(_mask(buffer.live.index, padding))
-        buffer.run(encoder.layers[number], first_only and number == encoder.num_layers - 1)
+        try:
+            buffer.run(encoder.layers[number], first_only and number == encoder.num_layers - 1)
+        except BackendError as err:
+            raise UserError(f"--skim-backend {encoder.options.backend}: {err}") from None
     x = buffer.x if first_only else buffer.finish()
     if encoder.layer_norm is not None:
         x = encoder.layer_norm(x)

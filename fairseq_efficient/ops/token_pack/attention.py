@@ -22,17 +22,24 @@ class Sentence(NamedTuple):
     keys: int
 
 
+class BackendError(ValueError):
+    """A backend that cannot run on this device, or on these tensors."""
+
+
 def varlen_runs(q: Tensor) -> bool:
-    """Whether torch's flash kernel for ragged batches takes these queries."""
-    return q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and _varlen_attn is not None
+    """Whether torch's flash kernel for ragged batches takes queries (N, H, D): Ampere or newer, half precision, D a
+    multiple of 8 up to 256."""
+    if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16) or _varlen_attn is None:
+        return False
+    return q.size(-1) % 8 == 0 and q.size(-1) <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 def ragged_kernel(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_keys: Tensor, max_len: int, max_keys: int
 ) -> Tensor:
-    """torch's flash attention over ragged batches; ValueError where it does not run."""
+    """torch's flash attention over ragged batches; BackendError where it does not run."""
     if not varlen_runs(q):
-        raise ValueError("backend 'varlen' needs CUDA and half precision")
+        raise BackendError("needs a GPU (Ampere or newer), half precision, and heads of 8, 16 ... 256 channels")
     out = _varlen_attn(q, k, v, cu_seqlens, cu_keys, max_len, max_keys)
     assert isinstance(out, Tensor)
     return out

@@ -13,4 +13,5 @@ class TokenLayout:
 
     index: Tensor  # (N,) int64, ascending: b * T + t
     cu_seqlens: Tensor  # (B + 1,) int32
-    max_len: int  # no sentence is longer (on CUDA a bound, known without asking the device)
+    max_len: int  # tokens of the longest sentence
+    min_len: int  # of the shortest

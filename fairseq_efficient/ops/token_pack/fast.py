@@ -15,30 +15,34 @@ def pack_tokens(padding_mask: Tensor) -> TokenLayout:
         padding_mask: (B, T) bool, True = pad; pads may stand anywhere.
 
     Returns:
-        index (N,), cu_seqlens (B + 1,) and the longest sentence; ``values.flatten(0, 1)[index]`` packs (B, T, ...).
+        index (N,), cu_seqlens (B + 1,), the longest and the shortest sentence; ``values.flatten(0, 1)[index]`` packs
+        (B, T, ...).
     """
     real = ~padding_mask
     lengths = real.sum(1)
-    index = real.flatten().nonzero().squeeze(1)
-    longest = int(lengths.max()) if lengths.numel() else 0
-    return TokenLayout(index, _offsets(lengths), longest)
+    total, longest, shortest = _on_the_host(lengths)
+    return TokenLayout(places_where(real.flatten(), total), _offsets(lengths), longest, shortest)
 
 
 def compact_tokens(layout: TokenLayout, keep: Tensor) -> tuple[TokenLayout, Tensor]:
     """Layout of the tokens where ``keep`` (N,) is True, and their places (N',) int64 in the old buffer, ascending."""
-    selection = keep.nonzero().squeeze(1)
     before = pad(keep.cumsum(0, dtype=torch.int32), (1, 0))  # kept tokens before each place
     cu_seqlens = before[layout.cu_seqlens]
-    longest = layout.max_len
-    if keep.device.type == "cpu" and cu_seqlens.numel() > 1:
-        longest = int(cu_seqlens.diff().max())
-    return TokenLayout(layout.index[selection], cu_seqlens, longest), selection
+    total, longest, shortest = _on_the_host(cu_seqlens.diff())
+    selection = places_where(keep, total)
+    return TokenLayout(layout.index[selection], cu_seqlens, longest, shortest), selection
+
+
+def places_where(mask: Tensor, count: int) -> Tensor:
+    """The ``count`` places where ``mask`` (N,) is True, int64, ascending; ``nonzero`` would ask the device for their
+    number."""
+    return torch.nonzero_static(mask, size=count).squeeze(1) if count else mask.new_empty(0, dtype=torch.int64)
 
 
 def repad_tokens(values: Tensor, index: Tensor, batch: int, length: int) -> Tensor:
     """values (N, ...) -> (B, T, ...), zeros where ``index`` (N,) names no place."""
     out = values.new_zeros(batch * length, *values.shape[1:])
-    return out.index_copy(0, index, values).view(batch, length, *values.shape[1:])
+    return out.index_copy_(0, index, values).view(batch, length, *values.shape[1:])
 
 
 def varlen_attention(
@@ -59,13 +63,13 @@ def varlen_attention(
         cu_keys, max_keys: the same for keys, where they are not the queries' own; a sentence with queries has a key.
         backend: ``loop``: one SDPA call for each sentence; ``bucket``: one for each group of similar length;
             ``padded``: one for all; ``varlen``: the flash kernel for ragged batches (CUDA, half precision);
-            ``auto``: the fastest for these lengths.
+            ``auto``: the fastest that runs here.
 
     Returns:
         (N, H, D).
 
     Raises:
-        ValueError: an unknown backend, or ``varlen`` where it cannot run.
+        ValueError: an unknown backend; :class:`BackendError` for ``varlen`` where it cannot run.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
@@ -83,6 +87,15 @@ def varlen_attention(
     if backend == "padded" and not on_cpu:
         return attention.padded_to_bound(q, k, v, cu_seqlens, cu_keys, max_len, int(max_keys or 0))
     return attention.by_groups(q, k, v, cu_seqlens.tolist(), cu_keys.tolist(), backend)
+
+
+def _on_the_host(lengths: Tensor) -> list[int]:
+    """Sum, largest and smallest of (B,), by one question to the device; zeros without any."""
+    if not lengths.numel():
+        return [0, 0, 0]
+    lengths = lengths.long()
+    found: list[int] = torch.stack([lengths.sum(), *lengths.aminmax()]).tolist()
+    return [found[0], found[2], found[1]]
 
 
 def _offsets(lengths: Tensor) -> Tensor:

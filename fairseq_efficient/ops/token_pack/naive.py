@@ -14,11 +14,12 @@ def pack_tokens(padding_mask: Tensor) -> TokenLayout:
     for row, mask in enumerate(padding_mask.tolist()):
         index += [row * len(mask) + column for column, pad in enumerate(mask) if not pad]
         ends.append(len(index))
-    longest = max([end - start for start, end in pairwise(ends)], default=0)
+    lengths = [end - start for start, end in pairwise(ends)]
     return TokenLayout(
         torch.tensor(index, dtype=torch.int64, device=padding_mask.device),
         torch.tensor(ends, dtype=torch.int32, device=padding_mask.device),
-        longest,
+        max(lengths, default=0),
+        min(lengths, default=0),
     )
 
 
@@ -30,9 +31,17 @@ def compact_tokens(layout: TokenLayout, keep: Tensor) -> tuple[TokenLayout, Tens
         selected += [place for place in range(start, end) if keep[place]]
         ends.append(len(selected))
     selection = torch.tensor(selected, dtype=torch.int64, device=keep.device)
-    longest = max([end - start for start, end in pairwise(ends)], default=0)
+    lengths = [end - start for start, end in pairwise(ends)]
     cu_seqlens = torch.tensor(ends, dtype=torch.int32, device=keep.device)
-    return TokenLayout(layout.index[selection], cu_seqlens, longest), selection
+    found = TokenLayout(layout.index[selection], cu_seqlens, max(lengths, default=0), min(lengths, default=0))
+    return found, selection
+
+
+def places_where(mask: Tensor, count: int) -> Tensor:
+    """Same contract as :func:`fairseq_efficient.ops.token_pack.fast.places_where`."""
+    found = [place for place, flag in enumerate(mask.tolist()) if flag]
+    assert len(found) == count
+    return torch.tensor(found, dtype=torch.int64, device=mask.device)
 
 
 def repad_tokens(values: Tensor, index: Tensor, batch: int, length: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Token packing: layouts against loops, every attention backend against explicit softmax, gradients through it."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,13 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_efficient.ops.token_pack import (
+    BackendError,
     TokenLayout,
     attention,
     compact_tokens,
     naive,
     pack_tokens,
+    places_where,
     repad_tokens,
     varlen_attention,
 )
@@ -33,7 +37,7 @@ def mask_of(lengths: list[int], side: str = "right", width: int = 0) -> Tensor:
 def same_layout(one: TokenLayout, other: TokenLayout) -> None:
     assert torch.equal(one.index, other.index) and torch.equal(one.cu_seqlens, other.cu_seqlens)
     assert one.index.dtype == torch.int64 and one.cu_seqlens.dtype == torch.int32
-    assert one.max_len == other.max_len
+    assert (one.max_len, one.min_len) == (other.max_len, other.min_len)
 
 
 @pytest.mark.parametrize("lengths", RAGGED)
@@ -66,6 +70,44 @@ def test_a_batch_without_tokens_or_rows():
         compact_tokens(layout, torch.zeros(0, dtype=torch.bool))[0],
         naive.compact_tokens(layout, torch.zeros(0, dtype=torch.bool))[0],
     )
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_places_of_a_known_number(flags: list[bool]):
+    mask = torch.tensor(flags, dtype=torch.bool)
+    found = places_where(mask, sum(flags))
+    assert torch.equal(found, naive.places_where(mask, sum(flags))) and found.dtype == torch.int64
+
+
+class _Asked(TorchDispatchMode):
+    """Counts what makes a host wait for its device: operators whose result it must know, and values it fetches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("nonzero", "_local_scalar_dense", "masked_select", "unique_dim", "is_nonzero", "equal"):
+            self.waits.append(name)
+        if name == "index" and any(one is not None and one.dtype == torch.bool for one in args[1]):
+            self.waits.append("index by a mask")
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_device_is_asked_once_to_pack_and_once_to_compact(monkeypatch: pytest.MonkeyPatch):
+    mask = mask_of([9, 1, 5, 2])
+    fetch, fetched = Tensor.tolist, []
+    monkeypatch.setattr(Tensor, "tolist", lambda self: (fetched.append(tuple(self.shape)), fetch(self))[1])
+    with _Asked() as asked:
+        layout = pack_tokens(mask)
+        assert fetched == [(3,)] and asked.waits == []
+        keep = torch.arange(17) % 3 == 0
+        compact_tokens(layout, keep)
+        repad_tokens(torch.randn(17, 2), layout.index, 4, 9)
+        assert fetched == [(3,)] * 2 and asked.waits == []
+        mask.nonzero()
+    assert asked.waits == ["nonzero"]
 
 
 @pytest.mark.parametrize("lengths", RAGGED)
@@ -186,10 +228,24 @@ def test_what_cannot_run_is_refused():
     cu, longest = bounds_of([3])
     with pytest.raises(ValueError, match="backend 'fast' is not one of auto, loop, bucket, padded, varlen"):
         varlen_attention(q, q, q, cu, longest, backend="fast")
-    with pytest.raises(ValueError, match="needs CUDA and half precision"):
+    with pytest.raises(BackendError, match=r"needs a GPU \(Ampere or newer\), half precision, and heads of 8"):
         varlen_attention(q, q, q, cu, longest, backend="varlen")
     with pytest.raises(ValueError, match="cu_keys needs max_keys"):
         varlen_attention(q, q, q, cu, longest, cu)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "capability", "runs"),
+    [(torch.bfloat16, 32, (8, 0), True), (torch.float16, 256, (9, 0), True), (torch.float32, 32, (9, 0), False),
+     (torch.float16, 32, (7, 5), False), (torch.float16, 4, (8, 6), False), (torch.float16, 264, (9, 0), False)],
+)  # fmt: skip
+def test_the_flash_kernel_is_asked_where_it_runs(
+    dtype: torch.dtype, width: int, capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Elsewhere on CUDA ``auto`` takes the padded form."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    q = SimpleNamespace(device=torch.device("cuda:0"), dtype=dtype, size=lambda place: width)
+    assert attention.varlen_runs(q) == runs  # type: ignore[arg-type]
 
 
 @pytest.mark.cuda
