@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ BENCHES = {
     "par_search": "PAR search",
     "adaptive_span": "Adaptive spans",
     "precision": "bf16",
+    "peers": "Peers",
 }
+OPTIONAL = {"peers": "transformers"}  # benchmark -> package that it needs and that is not always there
 EPILOG = """
 DIR then holds bench_NAME.json and bench_NAME.png of each benchmark and index.html, all of them on one page. One that
 fails or is interrupted does not lose the others. With --quick below 5 minutes on 2 cores; without, about two hours.
@@ -64,6 +67,14 @@ def run(name: str, args: argparse.Namespace) -> int:
             return 130
 
 
+def present(names: list[str]) -> list[str]:
+    """Those whose packages are installed; it says which are left out."""
+    missing = {name: OPTIONAL[name] for name in names if name in OPTIONAL and not find_spec(OPTIONAL[name])}
+    for name, package in missing.items():
+        print(f"== {BENCHES[name]}: left out, {package} is not installed (pip install 'fairseq-efficient[{name}]')")
+    return [name for name in names if name not in missing]
+
+
 def collected(names: list[str], folder: Path) -> dict[str, dict[str, Any]]:
     """title -> document of each benchmark that wrote one."""
     found = {}
@@ -76,7 +87,7 @@ def collected(names: list[str], folder: Path) -> dict[str, dict[str, Any]]:
 
 def main() -> int:
     args = get_parser().parse_args()
-    names = args.only.split(",") if args.only else list(BENCHES)
+    names = args.only.split(",") if args.only else present(list(BENCHES))
     for name in names:
         if name not in BENCHES:
             raise UserError(f"--only {name}: not one of {', '.join(BENCHES)}")

@@ -97,3 +97,11 @@ def test_commands_are_those_of_the_benchmarks(tmp_path: Path):
 )
 def test_wrong_flags(flags: list[str], said: str, tmp_path: Path):
     assert said in error_line(run_cli(str(SCRIPT), ["--out", str(tmp_path), *flags], expect=2))
+
+
+def test_a_benchmark_whose_package_is_missing_is_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(script, "OPTIONAL", {"peers": "no_such_package_anywhere", "precision": "json"})
+    assert script.present(["precision", "peers"]) == ["precision"]
+    assert "== Peers: left out, no_such_package_anywhere is not installed" in capsys.readouterr().out
