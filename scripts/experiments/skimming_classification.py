@@ -72,7 +72,7 @@ def add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--distill-weight", type=float, default=1.0, help="of the dense teacher; 0: none (%(default)s)")
     group.add_argument("--target-weight", type=float, default=5.0, help="--skim-lambda of targetX (%(default)s)")
     group.add_argument("--skim-init-bias", type=float, default=2.0, help="(default: %(default)s)")
-    group.add_argument("--skim-lr-scale", type=float, default=10.0, help="of the predictors (default: %(default)s)")
+    group.add_argument("--skim-lr-scale", type=float, default=100.0, help="of the predictors (default: %(default)s)")
     group.add_argument("--batch-size", type=int, default=32, help="texts (default: %(default)s)")
     group.add_argument("--lr", type=float, default=5e-5, help="peak, of the dense model (default: %(default)s)")
     group.add_argument("--skim-lr", type=float, default=5e-5, help="of skimmed ones (default: %(default)s)")
