@@ -63,8 +63,10 @@ class Options:
     def check(self, names: Sequence[str]) -> None:
         """UserError for options that do not go together, or with these splits."""
         held = [name for name, _ in self.holdout]
+        positions = self.model_positions() or self.max_tokens
         for wrong, why in (
             (self.max_tokens < 8, f"--max-tokens {self.max_tokens}: must be at least 8"),
+            (self.max_tokens > positions, f"--max-tokens {self.max_tokens}: the tokenizer's model reads {positions}"),
             (self.regression and self.classes, "--labels: there are none with --regression"),
             (self.top is not None and not self.regression, "--top: belongs to --regression"),
             (self.top is not None and not 0 < self.top < math.inf, f"--top {self.top}: must be positive"),
@@ -82,6 +84,14 @@ class Options:
         ):
             if wrong:
                 raise UserError(why)
+
+    def model_positions(self) -> int | None:
+        """Tokens that the model reads which scripts/convert/from_huggingface.py wrote beside the tokenizer, if any."""
+        folder = self.tokenizer if self.tokenizer.is_dir() else self.tokenizer.parent
+        try:
+            return int(json.loads((folder / "convert.json").read_text(encoding="utf-8"))["model"]["max_positions"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def fingerprint(self) -> dict[str, Any]:
         """The options that change the result, JSON-able."""
@@ -293,10 +303,11 @@ def _describe(
     return described
 
 
-def training_flags(report: dict[str, Any]) -> str:
-    """What fairseq-train must be told about the prepared data."""
+def training_flags(report: dict[str, Any], positions: int | None) -> str:
+    """What fairseq-train must be told about the prepared data; the task shares ``--max-positions`` with the model."""
     classes = 1 if report["regression"] else len(report["classes"])
-    flags = f"--task sentence_prediction --num-classes {classes} --init-token 0 --max-positions {report['max_tokens']}"
+    longest = positions or report["max_tokens"]
+    flags = f"--task sentence_prediction --num-classes {classes} --init-token 0 --max-positions {longest}"
     flags += " --separator-token 2" if report["separator"] else ""
     flags += " --regression-target" if report["regression"] else ""
     return flags + (" --no-shuffle" if report["by_length"] else "")
@@ -349,7 +360,7 @@ def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Optio
             "versions": package_versions(),
             "options": options.fingerprint(),
         }
-        return write_report(out, {**report, "flags": training_flags(report)})
+        return write_report(out, {**report, "flags": training_flags(report, options.model_positions())})
 
 
 def _size(item: Item) -> int:

@@ -390,3 +390,18 @@ def test_pairs_by_length(prepare: Any, tmp_path: Path) -> None:
     found, plain = (rows(tmp_path / name, "train") for name in ("sorted", "plain"))
     assert [len(words.split()) for words, _ in found] == sorted(len(words.split()) for words, _ in plain)
     assert sorted(map(str, found)) == sorted(map(str, plain))
+
+
+def test_the_models_positions_are_told_and_not_exceeded(
+    prepare: Any, files: list[str], tokenizer: Path, tmp_path: Path
+) -> None:
+    """fairseq's task shares --max-positions with the model, whose table has the checkpoint's size."""
+    (tokenizer / "convert.json").write_text('{"model": {"max_positions": 64}}')
+    assert "--max-positions 64\n" in prepare(tmp_path / "data", *files, "--max-tokens", "20")
+    file = ["--tokenizer", tokenizer / "vocab.txt"]
+    assert "--max-positions 64\n" in prepare(tmp_path / "of", *files, "--max-tokens", "20", *file)
+    said = prepare(tmp_path / "x", *files, expect=2)
+    assert "--max-tokens 512: the tokenizer's model reads 64" in said
+    for damaged in ("{", "[]", '{"model": {}}'):
+        (tokenizer / "convert.json").write_text(damaged)
+        assert "--max-positions 512\n" in prepare(tmp_path / f"data{len(damaged)}", *files)
