@@ -20,9 +20,10 @@ from fairseq_efficient.text.reading import Bad, decode_line
 EPILOG = """
 Each line is a text; for a model of pairs, two texts with a tab between. The output has a line for each, in their order:
 the label, a tab, and the probabilities of all classes (--format json: one object a line). The number of texts a second
-and the share of tokens that the layers computed come last, on stderr.
+and the share of tokens that the layers computed come last, on stderr. Predictions are written every 2,048 lines: an
+interruption, or a line that is no text, loses none of those before.
 """
-CHUNK = 20_000  # lines sorted by length at a time
+CHUNK = 2048  # lines sorted by length at a time
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -114,19 +115,25 @@ def main() -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     classifier = load(args)
     lines = read(args.input, classifier.data.inputs)
-    start = time.perf_counter()
-    with tqdm(desc="classifying", unit=" texts", disable=None, mininterval=0.5) as bar:
-        for chunk in chunks(lines, CHUNK):
-            for texts, prediction in zip(chunk, classifier.predict(chunk), strict=True):
-                print(show(texts, prediction, classifier.classes, args.format))
-            sys.stdout.flush()
-            bar.update(len(chunk))
-    seconds = max(time.perf_counter() - start, 1e-9)
-    counts = classifier.counts
-    notes = [f"{counts.cut:,} cut to {classifier.limit} tokens"] if counts.cut else []
+    start, written = time.perf_counter(), 0
+    try:
+        with tqdm(desc="classifying", unit=" texts", disable=None, mininterval=0.5) as bar:
+            for chunk in chunks(lines, CHUNK):
+                for texts, prediction in zip(chunk, classifier.predict(chunk, bar.update), strict=True):
+                    print(show(texts, prediction, classifier.classes, args.format))
+                sys.stdout.flush()
+                written += len(chunk)
+    finally:
+        print(summary(classifier, time.perf_counter() - start, written), file=sys.stderr)
+
+
+def summary(classifier: Any, seconds: float, written: int) -> str:
+    counts, seconds = classifier.counts, max(seconds, 1e-9)
+    notes = [f"{written:,} of them written"] if written < counts.texts else []
+    notes += [f"{counts.cut:,} cut to {classifier.limit} tokens"] if counts.cut else []
     notes += [f"{counts.kept / counts.all:.1%} of the tokens kept"] if counts.all else []
     rates = f"{counts.texts / seconds:,.1f} texts/s, {counts.tokens / seconds:,.0f} tokens/s"
-    print(", ".join([f"{counts.texts:,} texts in {seconds:.1f} s ({rates})", *notes]), file=sys.stderr)
+    return ", ".join([f"{counts.texts:,} texts in {seconds:.1f} s ({rates})", *notes])
 
 
 if __name__ == "__main__":

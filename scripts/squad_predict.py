@@ -49,7 +49,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     import torch
     from fairseq import checkpoint_utils
 
-    import skimming  # noqa: F401
+    import efficient_systems  # noqa: F401
     from skimming.squad_task import SkimSquadTask
 
     if not args.checkpoint.is_file():
@@ -60,8 +60,10 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(args.checkpoint)], overrides)
     if not isinstance(task, SkimSquadTask):
         raise UserError(f"{args.checkpoint}: not of task skim_squad")
-    task.load_dataset(args.split, training=False)
     model = models[0].eval()
+    if task.cfg.classification_head_name in model.untrained_heads:
+        raise UserError(f"{args.checkpoint}: no head {task.cfg.classification_head_name} inside: fine-tune it first")
+    task.load_dataset(args.split, training=False)
     if torch.cuda.is_available() and not args.cpu:
         model.cuda()
     return model, task

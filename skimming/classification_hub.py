@@ -1,7 +1,7 @@
 """A trained classifier behind one call: texts in, labels and probabilities out, in the order of the texts."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,10 +58,8 @@ class Data:
 
 def read_data(folder: Path, tokenizer: Path | None, task: Any) -> Data:
     """From prepare.json; of data that fairseq-preprocess made, from the task's dictionaries. UserError without any
-    tokenizer."""
-    report: dict[str, Any] = {}
-    if (folder / "prepare.json").is_file():
-        report = json.loads((folder / "prepare.json").read_text(encoding="utf-8"))
+    tokenizer, or for a damaged prepare.json."""
+    report = _report(folder / "prepare.json")
     if tokenizer is None:
         if not (folder / "tokenizer.json").is_file():
             raise UserError(f"{folder}: no tokenizer.json inside; give the model's with --tokenizer")
@@ -71,6 +69,19 @@ def read_data(folder: Path, tokenizer: Path | None, task: Any) -> Data:
     classes = report.get("classes") or [symbol for symbol in symbols if symbol != "<mask>"]
     inputs = report.get("inputs") or (2 if (folder / "input1").is_dir() else 1)
     return Data(classes[: task.cfg.num_classes], regression, report.get("top"), inputs, find_tokenizer(tokenizer))
+
+
+def _report(path: Path) -> dict[str, Any]:
+    """What prepare_classification.py noted; nothing where fairseq-preprocess made the data. UserError if damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged; prepare the data again")
+    return found
 
 
 class Classifier:
@@ -85,8 +96,9 @@ class Classifier:
         self.model, self.task, self.data = model.eval(), task, data
         self.max_tokens, self.batch_size = max_tokens, batch_size
         self.head = task.cfg.classification_head_name
-        if self.head not in getattr(model, "classification_heads", {}):
-            raise UserError(f"the checkpoint has no classification head {self.head}")
+        missing = self.head in getattr(model, "untrained_heads", ())
+        if missing or self.head not in getattr(model, "classification_heads", {}):
+            raise UserError(f"the checkpoint has no classification head {self.head} for these classes: fine-tune it")
         self.subwords = read_subwords(data.tokenizer)
         symbols = [one for one in task.source_dictionary.symbols[len(SPECIALS) :] if one != "<mask>"]
         table = self.subwords.table(symbols, f"{task.cfg.data}/input0/dict.txt")
@@ -177,8 +189,13 @@ class Classifier:
         given = {"features_only": True, "classification_head_name": self.head, **kwargs}
         return self.model(src_tokens=tokens, src_lengths=lengths, **given)
 
-    def predict(self, texts: Sequence[tuple[str, ...]]) -> list[Prediction]:
-        """Predictions in the order of the texts (one text or a pair each), computed in batches of like length."""
+    def predict(
+        self, texts: Sequence[tuple[str, ...]], done: Callable[[int], object] = lambda count: None
+    ) -> list[Prediction]:
+        """Predictions in the order of the texts (one text or a pair each), computed in batches of like length.
+
+        ``done`` is called after each batch with its number of texts.
+        """
         rows = [row.tokens for row in self.rows(texts)]
         found: list[Prediction | None] = [None] * len(rows)
         for places in self._batches(rows):
@@ -190,7 +207,8 @@ class Classifier:
             self.counts.kept += int(kept)
             self.counts.all += int(total)
             self.counts.tokens += tokens
-        self.counts.texts += len(rows)
+            self.counts.texts += len(places)
+            done(len(places))
         return [one for one in found if one is not None]
 
     def classify(self, texts: Any) -> Any:

@@ -6,6 +6,7 @@ A task with another loss derives from :class:`SkimLoss` and its own criterion, a
 import logging
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional
 
 from fairseq.criterions import register_criterion
@@ -21,6 +22,7 @@ from skimming.distillation import Teacher, divergence
 logger = logging.getLogger(__name__)
 WATCH_EVERY = 100  # updates between two looks at what is kept
 PATIENCE = 1000  # updates after which something should be skipped
+HARDLY = 1e-3  # share of decisions that counts as none: the noise of training flips some in a model that keeps all
 
 
 @dataclass
@@ -61,7 +63,9 @@ class SkimLoss:
         self.skim_target_ratio = cfg.skim_target_ratio
         self.distill_weight, self.distill_temperature = cfg.skim_distill_weight, cfg.skim_distill_temperature
         self.teacher = Teacher(cfg.skim_teacher, task) if cfg.skim_teacher else None
-        self._watched = -1
+        self._watched: dict[bool, int] = {}  # in training, in validation: the updates done at the last look
+        self._learns = False  # whether training has decisions to learn; not with --skim-layers none
+        _check_dictionaries(Path(str(getattr(getattr(task, "cfg", None), "data", ""))))
 
     def add_skim_loss(
         self, model: Any, sample: Any, task_loss: Tensor, output: tuple[Tensor, Any], size: float, log: dict[str, Any]
@@ -93,7 +97,8 @@ class SkimLoss:
         for name, (above, below) in extra["stats"].items():
             log[f"_{name}"], log[f"_{name}/of"] = _double(above), _double(below)
         log["loss"] = loss.detach()
-        self._watch(updates, counts)
+        self._learns = ratio.requires_grad if model.training else self._learns
+        self._watch(model, counts)
         return loss
 
     def distance(self, logits: Tensor, taught: Tensor, sample: Any) -> Tensor:
@@ -103,21 +108,22 @@ class SkimLoss:
     def head_name(self) -> str:
         return str(getattr(self, "classification_head_name"))  # noqa: B009 (of the criterion this is mixed into)
 
-    def _watch(self, updates: int | None, counts: Any) -> None:
-        """Warn, now and then in training (``updates`` are done), when nothing or everything is skipped."""
-        if not updates or updates % WATCH_EVERY or updates == self._watched:
+    def _watch(self, model: Any, counts: Any) -> None:
+        """Warn, now and then in training and once in each validation of it, when nothing or everything is skipped."""
+        updates = getattr(model, "num_updates", None)  # None outside training
+        if not updates or (model.training and updates % WATCH_EVERY) or updates == self._watched.get(model.training):
             return
-        self._watched = updates
+        self._watched[model.training] = updates
         kept, lengths, protected = counts.counts(), counts.lengths, counts.protected
-        skipped = (lengths - kept).sum().item()
-        free = (lengths - protected).sum().item()
-        if free and (kept - protected).sum().item() == 0:
+        free = int((lengths - protected).sum()) * len(kept)
+        share = int((kept - protected).sum()) / max(free, 1)
+        if free and share <= HARDLY:
             logger.warning(
                 "after %d updates no token but the protected ones enters any layer: lower --skim-lambda, give "
                 "--skim-target-ratio, or let --skim-lambda-warmup take longer",
                 updates,
             )
-        elif free and skipped == 0 and updates >= PATIENCE and self.skim_lambda:
+        elif free and share >= 1 - HARDLY and updates >= PATIENCE and self.skim_lambda and self._learns:
             logger.warning(
                 "after %d updates nothing is skipped: raise --skim-lambda or the learning rate, or lower "
                 "--skim-init-bias",
@@ -178,6 +184,9 @@ class SkimSentencePrediction(SkimLoss, SentencePredictionCriterion):
     """
 
     def __init__(self, cfg: Any, task: Any):
+        """Raises UserError for another task, labels that are more than the classes, and wrong numbers."""
+        if not hasattr(task, "label_dictionary"):
+            raise UserError("--criterion skim_sentence_prediction: needs --task sentence_prediction")
         super().__init__(cfg, task)
         self.init_skim_loss(cfg, task)
         if not self.regression_target:
@@ -185,11 +194,16 @@ class SkimSentencePrediction(SkimLoss, SentencePredictionCriterion):
 
     def forward(self, model: Any, sample: Any, reduce: bool = True) -> Any:
         """(loss with a gradient, sample size, sums to log)."""
+        if "target" not in sample:
+            raise UserError(f"{self.task.cfg.data}/label: no labels of this split (or no --regression-target)")
         listening = _Listening(model)
         try:
             loss, size, log = super().forward(listening, sample, reduce)
         except IndexError:
-            _explain_target(sample, listening.output)
+            if listening.output is None:
+                explain_tokens(sample, self.task.source_dictionary)
+            else:
+                _explain_target(sample, listening.output[0].size(-1))
             raise
         assert listening.output is not None
         return self.add_skim_loss(model, sample, loss, listening.output, size, log), size, log
@@ -215,11 +229,27 @@ def _check_labels(words: Any, classes: int) -> None:
         raise UserError(f"--num-classes {classes}: label/dict.txt has {len(labels)} labels ({some})")
 
 
-def _explain_target(sample: Any, output: Any) -> None:
+def _check_dictionaries(folder: Path) -> None:
+    """UserError where the texts of a pair were numbered by two dictionaries: fairseq reads that of the first alone."""
+    first, second = (folder / name / "dict.txt" for name in ("input0", "input1"))
+    if first.is_file() and second.is_file() and first.read_bytes() != second.read_bytes():
+        raise UserError(f"{second}: not the dictionary of input0; prepare both texts with one (--srcdict)")
+
+
+def explain_tokens(sample: Any, dictionary: Any) -> None:
+    """UserError for a token that the dictionary does not have, which torch calls an index out of range."""
+    tokens = sample["net_input"]["src_tokens"]
+    rows = ((tokens < 0) | (tokens >= len(dictionary))).any(1).nonzero().flatten().tolist()
+    if rows:
+        raise UserError(
+            f"sentence {int(sample['id'][rows[0]])} (from 0): token {int(tokens[rows[0]].max())} is not one of the "
+            f"{len(dictionary):,} of input0/dict.txt; the data were prepared with another dictionary"
+        ) from None
+
+
+def _explain_target(sample: Any, classes: int) -> None:
     """UserError for a label that is no class, which torch calls an index out of bounds."""
-    if output is None or "target" not in sample:
-        return
-    classes, targets = output[0].size(-1), sample["target"].flatten()
+    targets = sample["target"].flatten()
     wrong = ((targets < 0) | (targets >= classes)).nonzero().flatten().tolist()
     if wrong:
         where = int(sample["id"][wrong[0]])

@@ -91,6 +91,7 @@ class SkimEncoder(TransformerEncoder):
             else:
                 x, skimmed, states = self._encode_masked(src_tokens, padding, token_embeddings, return_all_hiddens)
         return {
+            "last_state": x,  # fairseq looks for NaN by hooks, which want a tensor among the values
             "encoder_out": [x],
             "encoder_padding_mask": [padding],
             "encoder_embedding": [],

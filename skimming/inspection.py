@@ -105,10 +105,9 @@ def texts_of_split(classifier: Classifier, subset: str, first: int, count: int) 
         UserError: no such split, or fewer texts.
     """
     folder = Path(classifier.task.cfg.data)
-    try:
-        dataset = classifier.task.load_dataset(subset)
-    except (FileNotFoundError, AssertionError):
-        raise UserError(f"{folder}: no split {subset!r} (--subset)") from None
+    if not (folder / "input0" / f"{subset}.idx").is_file():
+        raise UserError(f"{folder}: no split {subset!r} (--subset)")
+    dataset = classifier.task.load_dataset(subset)
     if first >= len(dataset):
         raise UserError(f"--document {first}: {subset} has {len(dataset):,} texts, counted from 0")
     numbers = range(first, min(first + count, len(dataset)))

@@ -19,7 +19,7 @@ from skimming.encoder import SkimEncoder
 from skimming.heads import QuestionAnsweringHead, head_macs, reads_first_token_only
 from skimming.options import skim_options
 from skimming.predictor import SkimPredictor
-from skimming.state_dict import put_token_heads, take_token_heads, upgrade_state_dict
+from skimming.state_dict import missing_heads, put_token_heads, take_token_heads, upgrade_state_dict
 from skimming.statistics import Lazy, skim_statistics
 
 
@@ -80,6 +80,7 @@ class SkimRobertaModel(RobertaModel):
     def __init__(self, args: Any, encoder: SkimRobertaEncoder):
         super().__init__(args, encoder)
         self.untrained_predictors: set[int] = set()  # layers whose predictor the loaded checkpoint did not have
+        self.untrained_heads: set[str] = set()  # heads that it had no weights for
         self.num_updates: int | None = None  # done; None outside training
         for module in self.modules():
             if isinstance(module, SkimPredictor):  # RobertaModel has initialised all linear layers again
@@ -171,7 +172,7 @@ class SkimRobertaModel(RobertaModel):
 
     def train(self, mode: bool = True) -> "SkimRobertaModel":
         if mode and hasattr(self, "untrained_predictors"):
-            self.untrained_predictors = set()  # about to be trained
+            self.untrained_predictors, self.untrained_heads = set(), set()  # about to be trained
         return super().train(mode)
 
     def set_num_updates(self, num_updates: int) -> None:
@@ -189,6 +190,7 @@ class SkimRobertaModel(RobertaModel):
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         prefix = f"{name}." if name else ""
+        self.untrained_heads = missing_heads(self, state_dict, prefix)
         heads = take_token_heads(self, state_dict, prefix)
         super().upgrade_state_dict_named(state_dict, name)
         put_token_heads(self, state_dict, prefix, heads)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fairseq_efficient.errors import UserError
-from skimming.criterion import SkimLoss, SkimLossConfig
+from skimming.criterion import SkimLoss, SkimLossConfig, explain_tokens
 from skimming.distillation import divergence
 from skimming.squad_decode import Answer, decode
 from skimming.squad_metrics import gold_answers, score
@@ -65,9 +65,13 @@ class SkimQuestionAnswering(SkimLoss, FairseqCriterion):
 
     def forward(self, model: Any, sample: Any, reduce: bool = True) -> Any:
         """(loss with a gradient, sample size: windows, sums to log)."""
-        output = model(
-            **sample["net_input"], features_only=True, classification_head_name=self.classification_head_name
-        )
+        try:
+            output = model(
+                **sample["net_input"], features_only=True, classification_head_name=self.classification_head_name
+            )
+        except IndexError:
+            explain_tokens(sample, self.task.source_dictionary)
+            raise
         logits = output[0].float()
         if logits.dim() != 3 or logits.size(-1) != 2:
             raise UserError(f"head {self.classification_head_name} gives {tuple(logits.shape)}, not two scores a token")

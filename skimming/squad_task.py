@@ -94,6 +94,8 @@ class SkimSquadTask(FairseqTask):
             logger.warning(f"{split}: {dataset.cut_questions:,} questions cut to --max-query-length {limit} tokens")
         if training and len(dataset.unusable):
             logger.warning(f"{split}: {len(dataset.unusable):,} questions left out: none of their answers is in place")
+        if not len(dataset):
+            raise UserError(f"{self.cfg.data}: split {split} has no question that can be used")
         self.datasets[split] = dataset
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:

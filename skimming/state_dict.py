@@ -13,6 +13,17 @@ _SEGMENTS = f"{_ENCODER}segment_embeddings.weight"
 _HEADS = "classification_heads."
 
 
+def missing_heads(model: Any, state: dict[str, Tensor], prefix: str) -> set[str]:
+    """Heads of the model whose weights are not in ``state``, or in other shapes: fairseq lets them start at random."""
+    found = set()
+    for name, head in model.classification_heads.items():
+        for key, value in head.state_dict().items():
+            given = state.get(f"{prefix}{_HEADS}{name}.{key}")
+            if given is None or given.shape != value.shape:
+                found.add(name)
+    return found
+
+
 def take_token_heads(model: Any, state: dict[str, Tensor], prefix: str) -> dict[str, dict[str, Tensor]]:
     """Remove the heads that fairseq's reader trips over from ``state``: without a hidden layer, there or here (question
     answering), or with spectral normalisation.

@@ -124,6 +124,7 @@ def convert(source: Source, subwords: Subwords, args: argparse.Namespace, out: P
         "rows": len(rows),
         "offset": shape.offset,
         "mask": int(rows[-1]),
+        "without_token": subwords.tokens.count(None),
         "lm_head": names.has_lm_head(source),
         "head": next((len(value) for key, value in head.items() if key.endswith("out_proj.bias")), None),
         "left_out": sorted(heads) if not head or args.head else [],
@@ -162,6 +163,7 @@ def main() -> None:
     print(f"wrote {args.output}: {report['arch']}, {report['weights']:,} weights, {report['rows']:,} types")
     for wrong, note in (
         (report["mask"] < 0, "the tokenizer has no mask: the row of <mask> is the mean of all"),
+        (report["without_token"], f"{report['without_token']:,} rows of the embedding belong to no token"),
         (not report["lm_head"], "no head of masked language modelling in it: that head is random"),
         (report["head"], f"a head of {report['head']} outputs"),
         (report["left_out"], f"left out: {', '.join(report['left_out'])}"),

@@ -65,6 +65,15 @@ def test_bert_gives_the_same(tmp_path: Path, prefix: str) -> None:
     assert abs(types - bert(*numbers(source), *PAIR)).max() > 0.1  # types do matter here
 
 
+def test_a_vocabulary_with_fewer_tokens_than_rows_is_told(tmp_path: Path) -> None:
+    """Published ones are filled up; but it may also be another model's."""
+    source = write_bert(tmp_path / "hf")
+    words = (source / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    (source / "vocab.txt").write_text("\n".join(words[:-4]) + "\n", encoding="utf-8")
+    assert "\n4 rows of the embedding belong to no token\n" in run_cli(FROM, [str(source), str(tmp_path / "fs")])
+    assert_equal(load(tmp_path / "fs"), tmp_path / "fs", source, (SENTENCE, [0] * 6))
+
+
 def test_without_segments_all_is_type_0(tmp_path: Path) -> None:
     source = write_bert(tmp_path / "hf")
     run_cli(FROM, [str(source), str(tmp_path / "fs"), "--no-segments"])

@@ -201,6 +201,54 @@ def test_mistakes(single: Path, run: Any, tmp_path: Path) -> None:
     assert "bytes:2: not UTF-8" in error_line(run(single, "--input", tmp_path / "bytes", expect=2))
 
 
+def test_progress_is_told_batch_by_batch(single: Path) -> None:
+    told: list[int] = []
+    classifier = Classifier.load(single, batch_size=2)
+    classifier.predict([(text,) for text in TEXTS], told.append)
+    assert told == [2, 2, 2] and classifier.counts.texts == 6
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_interruption_loses_nothing_that_was_written(
+    single: Path, run: Any, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    """Ctrl-C in the second part of the lines, before it is computed or before it is written."""
+    stock = Classifier.predict
+
+    def predict(self: Classifier, texts: Any, *more: Any) -> Any:
+        last = len(texts) < 2048
+        if last and not inside:
+            raise KeyboardInterrupt
+        found = stock(self, texts, *more)
+        if last:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Classifier, "predict", predict)
+    out = run(single, text="good film\n" * 2051, expect=130)
+    lines = out.splitlines()
+    assert len([line for line in lines if re.match(r"(praise|blame|nothing)\t", line)]) == 2048
+    assert lines[-1] == "interrupted" and "Traceback" not in out
+    said = "2,051 texts in .*, 2,048 of them written" if inside else "2,048 texts in (?!.*written)"
+    assert re.match(said, lines[-2])
+
+
+def test_damaged_data_are_one_line(single: Path, run: Any, tmp_path: Path) -> None:
+    data = shutil.copytree(single.parents[1] / "data", tmp_path / "data")
+    for damage in ("{broken", "[1]", ""):
+        (data / "prepare.json").write_text(damage)
+        wrong = error_line(run(single, "--data", data, text="good", expect=2))
+        assert "prepare.json: damaged; prepare the data again" in wrong
+
+
+def test_a_head_that_was_never_trained_classifies_nothing(single: Path, run: Any, tmp_path: Path) -> None:
+    state = torch.load(single, weights_only=True)
+    state["model"] = {key: value for key, value in state["model"].items() if "classification_heads" not in key}
+    torch.save(state, tmp_path / "headless.pt")
+    wrong = error_line(run(tmp_path / "headless.pt", text="good", expect=2))
+    assert "the checkpoint has no classification head sentence_classification_head for these classes" in wrong
+
+
 def test_in_a_process_of_its_own(single: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("good\nbad\n")
     out = run_cli(CLASSIFY, [str(single), "--input", str(tmp_path / "in.txt")])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,24 @@ def test_packed_without_predictors_is_one_line(mixed: Path, sentence_data: Path,
     assert "done training" in train(sentence_data, tmp_path / "on", *start, "--max-update", "2")
 
 
+def test_data_without_labels_are_one_line(mixed: Path, sentence_data: Path, tmp_path: Path):
+    data = shutil.copytree(sentence_data, tmp_path / "data")
+    for end in ("bin", "idx"):
+        (data / "label" / f"valid.{end}").unlink()
+    with pytest.raises(UserError, match="label: no labels of this split"):
+        validate(data, mixed)
+
+
+def test_tokens_of_another_dictionary_are_one_line(sentence_data: Path, tmp_path: Path):
+    data = shutil.copytree(sentence_data, tmp_path / "data")
+    words = (data / "input0" / "dict.txt").read_text().splitlines(True)
+    (data / "input0" / "dict.txt").write_text("".join(words[: len(words) // 2]))
+    with pytest.raises(
+        UserError, match=r"sentence \d+ \(from 0\): token \d+ is not one of the \d+ of input0/dict\.txt"
+    ):
+        train(data, tmp_path, "--max-update", "4")
+
+
 def test_another_dictionary_is_named(mixed: Path, tmp_path: Path):
     other = make_sentence_data(tmp_path / "other", vocab=33)
     with pytest.raises(
@@ -331,6 +350,12 @@ def test_a_model_that_does_not_skim_is_one_line(sentence_data: Path, tmp_path: P
     system = System("skimming", "roberta", STOCK, "sentences")
     with pytest.raises(UserError, match="criterion SkimSentencePrediction needs a model that skims"):
         run_in_process("train", train_args(sentence_data, tmp_path, system))
+
+
+def test_a_training_that_diverges_is_told_where(sentence_data: Path, tmp_path: Path):
+    """fairseq looks for the first NaN by hooks, which trip over an encoder whose dict holds no tensor."""
+    with pytest.raises(FloatingPointError, match="Nan/Inf"):
+        train(sentence_data, tmp_path, "--lr", "1e30", "--clip-norm", "0", "--max-update", "20")
 
 
 def test_a_label_outside_the_dictionary_is_one_line(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,35 +147,68 @@ def test_divergence():
     assert divergence(ours.half(), theirs.half()).dtype == torch.float32
 
 
-def watched(model: Any, flags: dict, updates: list[int], caplog: pytest.LogCaptureFixture) -> list[str]:
+def watched(
+    model: Any, loss_of: SkimSentencePrediction, updates: list[int], caplog: pytest.LogCaptureFixture
+) -> list[str]:
     caplog.clear()
-    loss_of = criterion(**flags)
     for number in updates:
         model.set_num_updates(number)
         loss_of(model, sample(ROWS, TARGETS))
     return [record.getMessage() for record in caplog.records if "updates" in record.getMessage()]
 
 
+def biased(model: Any, value: float) -> Any:
+    for predictor in model.encoder.sentence_encoder.skim_predictors.values():
+        predictor[4].bias.data.copy_(torch.tensor([-value, value]))
+    return model
+
+
 def test_collapse_is_warned_of(caplog: pytest.LogCaptureFixture):
     model = build(skim=False).train()
-
-    def bias(value: float) -> None:
-        for predictor in model.encoder.sentence_encoder.skim_predictors.values():
-            predictor[4].bias.data.copy_(torch.tensor([-value, value]))
-
     with caplog.at_level(logging.WARNING):
-        bias(-50.0)
-        found = watched(model, {}, [50, 100, 100, 150, 200], caplog)
+        found = watched(biased(model, -50.0), criterion(), [50, 100, 100, 150, 200], caplog)
         assert len(found) == 2 and "after 100 updates no token but the protected ones enters any layer" in found[0]
-        bias(50.0)
-        assert watched(model, {}, [100, 900], caplog) == []  # may still begin to skip
-        found = watched(model, {}, [PATIENCE], caplog)
+        assert watched(biased(model, 50.0), criterion(), [100, 900], caplog) == []  # may still begin to skip
+        found = watched(model, criterion(), [PATIENCE], caplog)
         assert len(found) == 1 and f"after {PATIENCE} updates nothing is skipped" in found[0]
-        assert watched(model, {"skim_lambda": 0.0}, [PATIENCE], caplog) == []  # as asked for
-        bias(0.0)
-        assert watched(model, {}, [100, PATIENCE], caplog) == []
-        bias(50.0)
-        assert watched(model.eval(), {}, [PATIENCE], caplog) == []
+        assert watched(model, criterion(skim_lambda=0.0), [PATIENCE], caplog) == []  # as asked for
+        dense = build(skim=False, skim_layers="none").train()
+        assert watched(dense, criterion(), [PATIENCE], caplog) == []
+        assert watched(biased(model, 0.0), criterion(), [100, PATIENCE], caplog) == []
+
+
+def test_collapse_is_seen_where_noise_hides_it(caplog: pytest.LogCaptureFixture):
+    """Training draws some decisions the other way; validation, which does not, tells, once for each time it runs."""
+    with caplog.at_level(logging.WARNING):
+        for value, said in ((-1.0, "no token but the protected ones"), (1.0, "nothing is skipped")):
+            model, loss_of = biased(build(skim=False), value), criterion()
+            assert watched(model.train(), loss_of, [PATIENCE], caplog) == []
+            found = watched(model.eval(), loss_of, [PATIENCE, PATIENCE, 2 * PATIENCE], caplog)
+            assert len(found) == 2 and all(said in one for one in found)
+        model.num_updates = None  # fairseq-validate trains nothing
+        loss_of(model, sample(ROWS, TARGETS))
+        assert len([one for one in caplog.records if "updates" in one.getMessage()]) == 2
+
+
+def test_other_dictionaries_are_one_line(tmp_path: Path):
+    """Pairs numbered by two dictionaries, and tokens that the dictionary does not have."""
+    for name, text in (("input0", "a 1\n"), ("input1", "a 1\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dict.txt").write_text(text)
+    task = SimpleNamespace(label_dictionary=criterion(3).label_dict, cfg=SimpleNamespace(num_classes=3))
+    task.cfg.data = str(tmp_path)
+    SkimSentencePrediction(SkimSentencePredictionConfig(), task)
+    (tmp_path / "input1" / "dict.txt").write_text("b 1\n")
+    with pytest.raises(UserError, match=r"input1/dict\.txt: not the dictionary of input0"):
+        SkimSentencePrediction(SkimSentencePredictionConfig(), task)
+    model = build()
+    task = SimpleNamespace(label_dictionary=task.label_dictionary, cfg=SimpleNamespace(num_classes=3))
+    task.source_dictionary = model.encoder.dictionary
+    loss_of, batch = criterion(3), sample(ROWS, TARGETS)
+    loss_of.task = task
+    batch["net_input"]["src_tokens"][2, 4] = 99
+    with pytest.raises(UserError, match=r"sentence 2 \(from 0\): token 99 is not one of the 24 of input0/dict\.txt"):
+        loss_of(model, batch)
 
 
 def test_labels_are_checked():

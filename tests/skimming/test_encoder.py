@@ -363,3 +363,25 @@ def test_no_uninitialised_memory_is_read(poisoned_memory: None):
         model = build(**VARIANTS[name])
         for mode in ("masked", "packed"):
             assert features(model, pad(sentences([9, 1, 30])), mode)[0].isfinite().all()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["plain", "bert", "protect_question", "late_compaction"])
+def test_on_cuda(name: str, kind: torch.dtype):
+    """The form for GPUs (ragged or padded attention, no host sync within a layer) decides and computes as the CPU's."""
+    flags = {"encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48, **VARIANTS[name]}
+    model, tokens = build(**flags), pad(sentences([40, 3, 17, 1, 26]))
+    real = tokens.ne(PAD)
+    expected, extra = features(model, tokens, "masked")
+    model = model.to("cuda", kind)
+    found, of_found = features(model, tokens.cuda(), "packed")
+    same = (of_found["skim_masks"].cpu() == extra["skim_masks"]).float().mean()
+    if kind == torch.float32:
+        assert same == 1
+        assert_close(found.cpu()[real], expected[real], 1e-3, 1e-3)
+    else:  # near a threshold a decision may turn
+        assert same > 0.9 and found.isfinite().all()
+    logits = model(tokens.cuda(), classification_head_name=HEAD)[0]
+    assert_close(logits.float(), model.classification_heads[HEAD](found).float(), 2e-2, 2e-2)

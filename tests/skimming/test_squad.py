@@ -14,6 +14,7 @@ import torch
 from fairseq.data import Dictionary
 
 from fairseq_efficient.errors import UserError
+from skimming.criterion import SkimSentencePrediction, SkimSentencePredictionConfig
 from skimming.squad_criterion import EDGES, SkimQuestionAnswering, SkimQuestionAnsweringConfig, best_of, best_text
 from skimming.squad_decode import Answer, best_spans, decode, probabilities
 from skimming.squad_metrics import best_thresholds, evaluate, gold_answers, score
@@ -106,6 +107,16 @@ def test_questions_that_cannot_be_trained_on_are_left_out(tmp_path: Path, caplog
     assert "1 questions left out" in caplog.text and "1 questions cut to --max-query-length 6" in caplog.text
     task.load_dataset("train")  # to evaluate on it, all are there
     assert len(task.dataset("train")) == 3 and task.version2 is False
+
+
+def test_a_split_without_a_usable_question_is_one_line(tmp_path: Path) -> None:
+    folder = prepared(tmp_path, train=squad(("good film and bad play", [question("1", "what?", ("film", 6))])))
+    with pytest.raises(UserError, match="data: split train has no question that can be used"):
+        task_of(folder).load_dataset("train", combine=True)
+    task = task_of(folder)
+    task.load_dataset("train")  # to predict on it, it has one
+    with pytest.raises(UserError, match="skim_sentence_prediction: needs --task sentence_prediction"):
+        SkimSentencePrediction(SkimSentencePredictionConfig(), task)
 
 
 # --- answers --------------------------------------------------------------------------------------------------------

@@ -117,6 +117,25 @@ def test_a_head_with_another_number_of_classes_starts_new():
     assert other.classification_heads[HEAD].out_proj.weight.shape == (5, 16)
 
 
+def test_heads_without_weights_are_known():
+    """fairseq lets them start at random, in silence: what predicts must not."""
+    model, state = build(), build(seed=3).state_dict()
+    model.register_question_answering_head("squad")
+    model.load_state_dict({**state}, strict=True)
+    assert model.untrained_heads == {"squad"}
+    headless = {key: value for key, value in state.items() if not key.startswith("classification_heads.")}
+    model.load_state_dict({**headless}, strict=True)
+    assert model.untrained_heads == {HEAD, "squad"}
+    other = build()
+    other.register_classification_head(HEAD, num_classes=5)
+    other.load_state_dict({**state}, strict=True)
+    assert other.untrained_heads == {HEAD}
+    other.load_state_dict(other.state_dict(), strict=True)
+    assert other.untrained_heads == set()
+    model.train()
+    assert model.untrained_heads == set()
+
+
 def test_no_tensor_hangs_on_a_module_after_a_forward():
     def held(model) -> set[tuple[str, str]]:
         found = set()
