@@ -67,6 +67,9 @@ class ParConfig(FairseqDataclass):
     share_decoder_input_output_embed: bool = field(
         default=False, metadata={"help": "softmax and input share their embeddings (without adaptive ones)"}
     )
+    checkpoint_activations: bool = field(
+        default=False, metadata={"help": "compute blocks again in the backward: less memory, a third more time"}
+    )
     cpu_bf16: bool = field(
         default=False,
         metadata={"help": "on CPU compute in bfloat16 (autocast; weights, choices and loss stay fp32)"},
@@ -177,7 +180,7 @@ _LARGE: Dict[str, Any] = {
     "tie_adaptive_proj": True,
 }
 _CHARACTERS: Dict[str, Any] = {"decoder_blocks": 24, "mem_len": 512}
-_SMALL: Dict[str, Any] = {  # the published code's benchmark on WikiText-2
+_SMALL: Dict[str, Any] = {  # the published code's benchmark on WikiText-2, as its text has it (its script: ffn 512)
     "decoder_blocks": 6,
     "decoder_embed_dim": 128,
     "decoder_ffn_embed_dim": 1024,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.text.reading import parse_json
 from par_search.blocks import BlockOptions
 from par_search.layout import KINDS
 
@@ -75,10 +76,13 @@ def flop_costs(shape: Shape, prepared: bool = False) -> Costs:
     return Costs((2 * products / 1e9, feed_forward / 1e9, 0.0), "GFLOP")
 
 
-def read_table(path: str, shape: Shape) -> Costs:
-    """Measured milliseconds. Raises UserError for a file that is none, or of another shape."""
+def read_table(path: str, shape: Shape, flags: str = "--latency-") -> Costs:
+    """Measured milliseconds. Raises UserError for a file that is none, or of another shape.
+
+    flags: how those begin that say another shape.
+    """
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        table = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as err:
         raise UserError(f"--latency-table {path}: {err.strerror}") from None
     except ValueError:
@@ -93,7 +97,7 @@ def read_table(path: str, shape: Shape) -> Costs:
             raise UserError(
                 f"--latency-table {path}: measured with {name} {measured.get(name)}, but this is {name} {value}"
                 + (
-                    f" (say --latency-{name} {measured.get(name)} if that is meant)"
+                    f" (say {flags}{name} {measured.get(name)} if that is meant)"
                     if name in ("tokens", "memory")
                     else ""
                 )

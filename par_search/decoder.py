@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
@@ -41,6 +42,7 @@ class DecoderOptions:
     input_factor: float = 4.0
     tie_weights: bool = False
     tie_projections: bool = False
+    checkpoint: bool = False
     cpu_bf16: bool = False
 
 
@@ -84,6 +86,7 @@ class BlockDecoder(FairseqIncrementalDecoder):
         rows = max(o.mem_len + o.tokens, LEAST_POSITIONS)
         self.register_buffer("position_table", sinusoids(rows, o.block.dim), persistent=False)
         self.num_updates = 0
+        self.decoding_memory: int | None = None  # tokens to remember in incremental decoding, instead of mem_len
 
     def _build_ends(self, types: int, o: DecoderOptions) -> None:
         dim, adaptive = o.block.dim, None
@@ -226,8 +229,8 @@ class BlockDecoder(FairseqIncrementalDecoder):
         state: DecodingState | None = self.get_incremental_state(incremental_state, "blocks")
         chain = self.chain()
         if state is None:
-            o = self.options
-            window = o.mem_len if o.same_length and o.mem_len else o.mem_len + 1
+            length = self.options.mem_len if self.decoding_memory is None else self.decoding_memory
+            window = length if self.options.same_length and length else length + 1
             state = DecodingState([WindowCache(window=window) for slot, _ in chain if slot is not None])
             self.set_incremental_state(incremental_state, "blocks", state)
             if tokens.size(1) > 1:
@@ -276,7 +279,8 @@ class ParDecoder(BlockDecoder):
         super().__init__(dictionary, options, ends)
         self.layout = layout
         kinds = {"a": AttentionBlock, "f": FeedForwardBlock}
-        self.blocks = nn.ModuleList(kinds[kind](options.block) if kind in kinds else nn.Identity() for kind in layout)
+        blocks = [kinds[kind](options.block) if kind in kinds else nn.Identity() for kind in layout]
+        self.blocks = nn.ModuleList(checkpoint_wrapper(one) if options.checkpoint else one for one in blocks)
 
     def chain(self, layout: str | None = None) -> Chain:
         if layout is not None:

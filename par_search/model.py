@@ -152,6 +152,7 @@ def decoder_options(cfg: Any, dictionary: Any) -> DecoderOptions:
         cfg.adaptive_input_factor,
         cfg.tie_adaptive_weights or cfg.share_decoder_input_output_embed,
         cfg.tie_adaptive_proj,
+        cfg.checkpoint_activations,
         cfg.cpu_bf16,
     )
 

@@ -6,7 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fairseq.dataclass.configs import CommonConfig, DatasetConfig, OptimizationConfig
+from fairseq.dataclass.configs import (
+    CheckpointConfig,
+    CommonConfig,
+    DatasetConfig,
+    DistributedTrainingConfig,
+    OptimizationConfig,
+)
 from fairseq.optim import OPTIMIZER_DATACLASS_REGISTRY
 from fairseq.optim.lr_scheduler import LR_SCHEDULER_DATACLASS_REGISTRY
 
@@ -18,8 +24,16 @@ _LEFT_OUT = {  # of the search, of its place, or said otherwise
     "task": {"data"},
     "optimizer": {"arch_lr", "arch_weight_decay"},
     "common": {"user_dir", "tensorboard_logdir", "log_file", "wandb_project"},
-    "dataset": {"train_subset", "gen_subset"},
+    "dataset": {"gen_subset"},
 }
+_ONLY = {  # of sections whose other flags are of one run
+    "checkpoint": {
+        "save_interval", "save_interval_updates", "keep_interval_updates", "keep_interval_updates_pattern",
+        "keep_last_epochs", "keep_best_checkpoints", "no_save", "no_epoch_checkpoints", "no_last_checkpoints",
+        "no_save_optimizer_state", "best_checkpoint_metric", "maximize_best_checkpoint_metric", "patience",
+    },
+    "distributed_training": {"ddp_backend", "find_unused_parameters"},
+}  # fmt: skip
 
 
 def retrain_command(cfg: Mapping[str, Any], layout: str, save_dir: str | Path) -> str:
@@ -36,10 +50,12 @@ def retrain_command(cfg: Mapping[str, Any], layout: str, save_dir: str | Path) -
         ("optimizer", OPTIMIZER_DATACLASS_REGISTRY.get(optimizer)),
         ("lr_scheduler", LR_SCHEDULER_DATACLASS_REGISTRY.get(scheduler)),
         ("common", CommonConfig),
+        ("checkpoint", CheckpointConfig),
+        ("distributed_training", DistributedTrainingConfig),
     ]
     for section, dataclass in parts:
         if dataclass is not None:
-            words += _flags(section, dataclass(), cfg[section])
+            words += _flags(section, dataclass(), cfg.get(section) or {})
     return shlex.join(words)
 
 
@@ -49,6 +65,8 @@ def _flags(section: str, defaults: Any, values: Mapping[str, Any]) -> Iterator[s
         default = getattr(defaults, one.name)
         follows = isinstance(default, str) and default.startswith("${")
         if one.name in _LEFT_OUT.get(section, ()) or one.name.startswith("_") or follows or one.name not in values:
+            continue
+        if one.name not in _ONLY.get(section, {one.name}):
             continue
         value = values[one.name]
         default = getattr(default, "value", default)  # of a choice

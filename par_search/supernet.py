@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -45,6 +46,11 @@ class SuperBlock(nn.Module):
         self.attention = AttentionBlock(options)
         self.feed_forward = FeedForwardBlock(options)
 
+    def forward(self, x: Tensor, memory: Tensor | None, reach: Reach, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The mixture by weights (3,), and what attention remembers."""
+        attended, kept = self.attention(x, memory, reach)
+        return mix(weights, attended, self.feed_forward(x), x), kept
+
 
 class MixedBlock:
     """A :class:`SuperBlock` with ``weights`` (3,) for one call; to be used like an attention block."""
@@ -53,8 +59,8 @@ class MixedBlock:
         self.block, self.weights = block, weights
 
     def __call__(self, x: Tensor, memory: Tensor | None, reach: Reach) -> tuple[Tensor, Tensor]:
-        attended, kept = self.block.attention(x, memory, reach)
-        return self._mix(attended, x), kept
+        found: tuple[Tensor, Tensor] = self.block(x, memory, reach, self.weights)
+        return found
 
     def fill(self, x: Tensor, reach: Reach, cache: LayerCache) -> Tensor:
         return self._mix(self.block.attention.fill(x, reach, cache), x)
@@ -83,7 +89,8 @@ class SupernetDecoder(BlockDecoder):
     ):
         super().__init__(dictionary, options)
         self.temperature, self.straight_through, self.mixture = temperature, straight_through, mixture
-        self.blocks = nn.ModuleList(SuperBlock(options.block) for _ in range(blocks))
+        built = [SuperBlock(options.block) for _ in range(blocks)]
+        self.blocks = nn.ModuleList(checkpoint_wrapper(one) if options.checkpoint else one for one in built)
         self.alpha = nn.Parameter(torch.zeros(blocks, len(KINDS)))
         self.alpha.param_group = ARCHITECTURE  # type: ignore[attr-defined]
 

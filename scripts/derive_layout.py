@@ -67,18 +67,21 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--relative is for --budget")
     if not args.checkpoint.is_file():
         raise UserError(f"{args.checkpoint}: no such file")
-    if args.json is not None and not args.json.parent.is_dir():
-        raise UserError(f"--json {args.json}: no such folder")
+    if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
+        raise UserError(f"--json {args.json}: {'is a folder' if args.json.is_dir() else 'no such folder'}")
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     """(model, plain configuration, task)."""
     logging.disable(logging.INFO)
+    import torch
     from fairseq import checkpoint_utils
 
     import par_search  # noqa: F401
     from fairseq_efficient.checkpoints import read_checkpoint
 
+    if args.device == "cuda" and not args.no_measure and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here")
     overrides = {"data": args.data} if args.data else {}
     models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(args.checkpoint)], overrides)
     model = models[0].eval()
@@ -93,6 +96,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
 def choose(args: argparse.Namespace, model: Any, task: Any, costs: Any, found: dict[str, Any]) -> str:
     """The layout, identity blocks included; what was tried goes into ``found``."""
     import torch
+    from fairseq import utils
 
     from par_search import derive
 
@@ -106,7 +110,7 @@ def choose(args: argparse.Namespace, model: Any, task: Any, costs: Any, found: d
         found["budget"] = budget
         return derive.within_budget(probabilities, costs, budget)
     torch.manual_seed(args.seed)
-    if not Path(task.args.data, f"{args.subset}.idx").exists():
+    if not Path(utils.split_paths(task.args.data)[0], f"{args.subset}.idx").exists():
         raise UserError(f"--subset {args.subset}: no such split in {task.args.data}")
     task.load_dataset(args.subset)
     tried = {}
@@ -146,7 +150,7 @@ def main() -> None:
     decoder, options = model.decoder, model.decoder.options
     tokens = args.tokens or options.tokens or 1
     shape = Shape.of(options.block, tokens, options.mem_len if args.memory is None else args.memory)
-    costs = read_table(args.latency_table, shape) if args.latency_table else flop_costs(shape)
+    costs = read_table(args.latency_table, shape, "--") if args.latency_table else flop_costs(shape)
     found: dict[str, Any] = {"checkpoint": args.checkpoint.name, "how": args.how}
     chosen = choose(args, model, task, costs, found)
     layout = without_identity(chosen)

@@ -78,7 +78,10 @@ def train_one(words: list[str], folder: Path, seed: int) -> None:
     if done.exists():
         print(f"seed {seed}: trained already ({folder})", flush=True)
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise UserError(f"{folder}: {err.strerror}") from None
     if not begun or not kept.exists():
         kept.write_text(json.dumps(words) + "\n", encoding="utf-8")
     more = ["--seed", str(seed), "--save-dir", str(folder / "checkpoints"), "--log-format", "json", "--log-file",

@@ -16,7 +16,8 @@ class StreamLanguageModel(FairseqLanguageModel):
 
     The decoder is a function of what it is given: ``decoder(tokens, memory=None, memory_length=None, **)`` with tokens
     (B, T) returns logits (B, T, V) and extras, where ``extras["memory"]`` is the list of tensors (rows first) that it
-    wants back with the next block. In incremental decoding it gets ``incremental_state`` and no memory.
+    wants back with the next block. In incremental decoding it gets ``incremental_state`` and no memory; its attribute
+    ``decoding_memory`` says how much it then remembers, if that is not its own choice (``--eval-mem-len``).
 
     A model's config should hold ``tokens_per_sample: int = II("task.tokens_per_sample")``, by which evaluation knows
     the length of blocks in training.
@@ -39,6 +40,11 @@ class StreamLanguageModel(FairseqLanguageModel):
         back by the blocks that its memory spans: for n such layers and memory M, n * ceil(M / tokens) blocks.
         """
         return None
+
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        """Called by fairseq's tools before evaluation and generation."""
+        super().prepare_for_inference_(cfg)
+        self.decoder.decoding_memory = getattr(getattr(cfg, "task", None), "eval_mem_len", None)
 
     def after_update(self, optimizer: Any) -> None:
         """Called by the task after each step of the (fairseq) optimizer; for parameters that have a range."""

@@ -179,6 +179,17 @@ def test_generation_is_greedy_search_with_memory(trained: dict[str, Path], strea
         assert line.split()[:24] == [words[token] for token in expected][: len(line.split())]
 
 
+def test_generation_remembers_as_much_as_asked(trained: dict[str, Path], stream_data: Path):
+    """--eval-mem-len is --mem-len of the model, in generation as in evaluation."""
+    flags = ("--gen-subset", "test", "--batch-size", "2", "--prefix-size", "20", "--max-len-b", "40", "--beam", "1",
+             "--tokens-per-sample", "50")  # fmt: skip
+    found = []
+    for more in ((), ("--eval-mem-len", "2"), ("--model-overrides", "{'mem_len': 2}")):
+        output = run_in_process("generate", [*common(stream_data, trained["plain"]), *flags, *more])
+        found.append(re.findall(r"^P-.*$", output, re.MULTILINE))
+    assert len(found[0]) == 4 and found[0] != found[1] == found[2]
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
     "more", [("--beam", "3"), ("--beam", "2", "--nbest", "2", "--sampling")], ids=["beam", "sampling"]
@@ -249,14 +260,17 @@ def test_each_configuration_is_an_architecture():
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_each_architecture_has_the_published_sizes(arch: str):
-    """Flags to a complete configuration; a supernet of the same sizes has as many blocks."""
+    """Blocks, width, feed-forward, heads, memory, dropout (section 6 of the plan), as flags and as configuration."""
     args = ["data", *USER_DIR, "--task", "segment_lm", "--arch", arch, "--optimizer", "par_search", "--max-update", "9"]
     cfg = convert_namespace_to_omegaconf(parse_args_and_arch(get_training_parser(), args)).model
-    blocks, dim = {"base": (32, 512), "large": (36, 1024), "enwik8": (24, 512), "text8": (24, 512), "small": (6, 128),
-                   "tiny": (6, 64)}[arch.split("_")[-1]]  # fmt: skip
-    assert (cfg.decoder_blocks, cfg.decoder_embed_dim) == (blocks, dim)
-    if "small" in arch:
-        assert (cfg.decoder_attention_heads, cfg.decoder_ffn_embed_dim, cfg.mem_len) == (4, 1024, 16)
+    expected = {
+        "base": (32, 512, 2048, 8, 192, 0.1), "large": (36, 1024, 4096, 16, 384, 0.2),
+        "enwik8": (24, 512, 2048, 8, 512, 0.1), "text8": (24, 512, 2048, 8, 512, 0.1),
+        "small": (6, 128, 1024, 4, 16, 0.1), "tiny": (6, 64, 256, 4, 32, 0.0),
+    }[arch.split("_")[-1]]  # fmt: skip
+    names = ("decoder_blocks", "decoder_embed_dim", "decoder_ffn_embed_dim", "decoder_attention_heads", "mem_len",
+             "dropout")  # fmt: skip
+    assert tuple(getattr(cfg, name) for name in names) == expected
     if arch.startswith("par_lm"):
         assert str(cfg.layout_rule) == ("interleaved" if "txl" in arch else "par")
 

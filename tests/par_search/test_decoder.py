@@ -1,6 +1,7 @@
 """The language model: formulas, causality, memory, padding, decoding."""
 
 import itertools
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from fairseq_efficient.errors import UserError
 from par_search.blocks import AttentionBlock
-from par_search.decoder import layout_of
+from par_search.config import ARCHITECTURES, ParLMConfig
+from par_search.decoder import ParDecoder, layout_of
+from par_search.layout import build_layout
+from par_search.model import decoder_options
 from tests.par_search.helpers import ADAPTIVE, TIED, blockwise, by_formula, par_lm, supernet, tokens
 from tests.util import assert_close
 
@@ -169,6 +173,20 @@ def test_decoding_token_by_token_is_blocks_of_one_token(flags: dict[str, Any]):
             assert_close(decode(model.decoder, stream, prompt), expected, 1e-5, 1e-5)
 
 
+@pytest.mark.parametrize("length", [0, 2, 9])
+@pytest.mark.parametrize("flags", [{}, {"same_length": True}], ids=str)
+def test_decoding_remembers_as_much_as_asked(flags: dict[str, Any], length: int):
+    """``--eval-mem-len`` in generation, less and more than --mem-len."""
+    if flags and not length:
+        return  # nothing would be seen
+    for model in models(flags):
+        stream = tokens(2, 17)
+        model.prepare_for_inference_(SimpleNamespace(generation=None, task=SimpleNamespace(eval_mem_len=length)))
+        expected = blockwise(model, stream, [1] * 17, memory_length=length)
+        for prompt in (1, 12):
+            assert_close(decode(model.decoder, stream, prompt), expected, 1e-5, 1e-5)
+
+
 def test_decoding_with_long_memory_is_the_full_forward():
     for model in models({"mem_len": 30}):
         stream = tokens(2, 15)
@@ -217,6 +235,45 @@ def test_parameters_are_those_of_the_paper():
     model = par_lm("af", decoder_embed_dim=64, decoder_ffn_embed_dim=256, decoder_attention_heads=4)
     found = [sum(p.numel() for p in block.parameters()) for block in model.decoder.blocks]
     assert found == [5 * 64 * 64 + 2 * 64 + 2 * 64, 2 * 64 * 256 + 256 + 64 + 2 * 64]
+
+
+@pytest.mark.parametrize(("arch", "millions"), [("par_lm_txl_wt103_base", 192), ("par_lm_wt103_base", 200)])
+def test_the_paper_trades_attention_for_parameters(arch: str, millions: int):
+    """WikiText-103 base: 10 of 16 attention blocks become feed-forward blocks."""
+    cfg = ParLMConfig(**{**ARCHITECTURES[arch], "tokens_per_sample": 64})
+    rule = (str(cfg.layout_rule), cfg.decoder_blocks, cfg.par_ratio, cfg.sandwich_coefficient)
+    words: Any = type("Words", (), {"__len__": lambda self: 267_735, "pad": lambda self: 1, "nspecial": 4})()
+    with torch.device("meta"):
+        decoder = ParDecoder(words, decoder_options(cfg, words), build_layout(cfg.layout, *rule))
+    assert abs(sum(one.numel() for one in decoder.parameters()) / 1e6 - millions) < 1
+
+
+@pytest.mark.parametrize("build", [par_lm, supernet])
+@pytest.mark.parametrize("flags", [{}, {"cache_memory": "keys", "same_length": True}, {"cpu_bf16": True}], ids=str)
+def test_recomputed_blocks_have_the_same_gradients(build: Any, flags: dict[str, Any]):
+    """Bitwise, over memory, with dropout and noise; what is kept for the backward is less, memory is the same."""
+    found = []
+    for checkpoint in (False, True):
+        double = "cpu_bf16" not in flags
+        rates = {"dropout": 0.2, "attention_dropout": 0.1, "activation_dropout": 0.1}
+        model = build(checkpoint_activations=checkpoint, double=double, **rates, **flags).train()
+        torch.manual_seed(4)
+        memory = model.decoder(tokens(2, 5, seed=3))[1]["memory"]
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(_note, kept), lambda one: one):
+            out, extra = model.decoder(tokens(2, 9), memory=memory)
+        out.float().log_softmax(-1)[..., 5].sum().backward()
+        assert not any(one.requires_grad for one in extra["memory"])
+        grads = {name: one.grad for name, one in model.named_parameters()}
+        found.append((grads, out.detach(), extra["memory"], sum(one.numel() for one in kept)))
+    (grads, out, memory, kept), (again, *others, less) = found
+    assert_close([again, *others], [grads, out, memory], 0, 0)
+    assert less < 0.5 * kept
+
+
+def _note(kept: list[Tensor], one: Tensor) -> Tensor:
+    kept.append(one)
+    return one
 
 
 def test_dropout_is_drawn_in_training_only():

@@ -100,9 +100,12 @@ CFG: dict[str, Any] = {
     "task": {"_name": "par_search", "data": "my data", "tokens_per_sample": 32, "arch_warmup_updates": 5, "seed": 3},
     "criterion": {"_name": "par_search", "latency_weight": 0.1},
     "optimization": {"max_update": 100, "lr": [0.01], "clip_norm": 0.25, "update_freq": [2], "stop_time_hours": 0.0},
-    "dataset": {"batch_size": 8, "num_workers": 1, "train_subset": "train"},
+    "dataset": {"batch_size": 8, "num_workers": 1, "train_subset": "part"},
     "optimizer": {"_name": "par_search", "weight_optimizer": "lamb", "arch_lr": 0.5, "weight_decay": 0.0, "lr": [0.01]},
     "lr_scheduler": {"_name": "cosine", "warmup_updates": 10, "min_lr": 0.001, "lr": [0.01]},
+    "checkpoint": {"save_dir": "runs/search", "restore_file": "old.pt", "save_interval_updates": 50, "patience": 3,
+                   "no_epoch_checkpoints": True, "reset_optimizer": True, "keep_last_epochs": -1},
+    "distributed_training": {"ddp_backend": "legacy_ddp", "distributed_world_size": 4, "device_id": 1},
 }  # fmt: skip
 
 
@@ -115,12 +118,18 @@ def test_the_command_has_what_differs_from_defaults():
         "--adaptive-softmax-cutoff": "250,2500", "--tokens-per-sample": "32", "--max-update": "100", "--lr": "0.01",
         "--clip-norm": "0.25", "--update-freq": "2", "--batch-size": "8", "--optimizer": "par_search",
         "--weight-optimizer": "lamb", "--lr-scheduler": "cosine", "--warmup-updates": "10", "--min-lr": "0.001",
-        "--seed": "3", "--log-format": "json", "--user-dir": "par_search",
+        "--seed": "3", "--log-format": "json", "--user-dir": "par_search", "--train-subset": "part",
+        "--save-interval-updates": "50", "--patience": "3", "--ddp-backend": "legacy_ddp",
     }  # fmt: skip
     assert {flag: pairs[flag] for flag in expected} == expected
-    assert {"--same-length", "--cpu"} <= set(words) and words.count("--lr") == words.count("--seed") == 1
+    assert {"--same-length", "--cpu", "--no-epoch-checkpoints"} <= set(words)
+    assert words.count("--lr") == words.count("--seed") == words.count("--save-dir") == 1
     searched = {"--tau-start", "--arch-lr", "--arch-warmup-updates", "--latency-weight", "--decoder-blocks"}
-    assert not searched & set(words) and not {"--clamp-len", "--cache-memory", "--stop-time-hours"} & set(words)
+    of_one_run = {"--restore-file", "--reset-optimizer", "--distributed-world-size", "--device-id"}
+    assert not (searched | of_one_run) & set(words)
+    assert not {"--clamp-len", "--cache-memory", "--stop-time-hours", "--keep-last-epochs"} & set(
+        words
+    )  # as by default
 
 
 def test_a_stock_optimizer_stays():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import par_search  # noqa: F401  (registers)
@@ -28,6 +29,7 @@ SEARCHING = (
     "--tokens-per-sample", "8", "--max-update", "20", "--arch-warmup-updates", "4", "--arch-update-share", "0.5",
     "--log-interval", "2", "--cpu", "--num-workers", "0",
 )  # fmt: skip
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def test_measured_costs(searched: Path, tmp_path: Path):
     expected = costs.rest + sum(costs.blocks["afi".index(kind)] for kind in found["layout"])
     assert found["cost"] == pytest.approx(expected)
     line = error_line(run_cli(DERIVE, [checkpoint(searched), "--latency-table", table, "--tokens", "9"], expect=2))
-    assert "measured with tokens 8, but this is tokens 9" in line
+    assert "measured with tokens 8, but this is tokens 9 (say --tokens 8 if that is meant)" in line
 
 
 def test_blocks_of_an_architecture(tmp_path: Path):
@@ -134,6 +136,8 @@ def test_blocks_of_an_architecture(tmp_path: Path):
         (["CKPT", "--how", "budget", "--budget", "0"], "has no block but identity"),
         (["CKPT", "--latency-table", "gone.json"], "gone.json: No such file"),
         (["CKPT", "--json", "gone/x.json"], "gone/x.json: no such folder"),
+        (["CKPT", "--json", str(ROOT)], f"--json {ROOT}: is a folder"),
+        pytest.param(["CKPT", "--device", "cuda"], "--device cuda: torch finds no CUDA device here", marks=NO_GPU),
         (["gone.pt"], "gone.pt: no such file"),
     ],
 )
@@ -190,6 +194,7 @@ def test_several_seeds(stream_data: Path, tmp_path: Path):
         (["RUN", "--seeds", "1,1", "--", "DATA"], "must be different numbers"),
         (["RUN", "--seeds", "1"], "the arguments of fairseq-train are missing"),
         (["RUN", "--", "DATA", "--seed", "3"], "--seed: is set by this script"),
+        ([__file__, "--", "DATA"], "seed1: Not a directory"),
         (["RUN", "--", "DATA", *SEARCHING, "--tau-start", "0"], "seed 1: --tau-start 0.0: must be greater than 0"),
     ],
 )
