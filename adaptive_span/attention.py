@@ -82,6 +82,10 @@ class SpanSelfAttention(FusedSelfAttention):
             return self.options.longest
         return self.spans.cache_size(max(known))
 
+    def farthest(self, known: Sequence[float] | None) -> int:
+        """How many places before a token take part in its attention."""
+        return self.columns(known) if self.options.published_mask else max(self.reach(known))
+
     def columns(self, known: Sequence[float] | None) -> int:
         """How many distances the published code computes."""
         if self.spans is None or known is None:
@@ -190,9 +194,7 @@ class SpanSelfAttention(FusedSelfAttention):
 
     def _zeros(self, known: Sequence[float] | None) -> int:
         """Places before the stream that are attended to."""
-        if not self.options.zeros:
-            return 0
-        return self.columns(known) if self.options.published_mask else max(self.reach(known))
+        return self.farthest(known) if self.options.zeros else 0
 
     def _padded(self, x: Tensor, memory: Tensor | None, known: Sequence[float] | None) -> Tensor | None:
         """Memory with zeros in front, if places that nothing stands at are attended to (``--empty-cache zeros``)."""
@@ -206,9 +208,13 @@ class SpanSelfAttention(FusedSelfAttention):
 
     # --- token by token -----------------------------------------------------------------------------------------
 
-    def empty_state(self, rows: int, known: Sequence[float] | None) -> LayerState:
-        """Caches that hold nothing (or zeros, see :meth:`_padded`) for decoding ``rows`` rows."""
+    def empty_state(self, rows: int, known: Sequence[float] | None, most: int | None = None) -> LayerState:
+        """Caches that hold nothing (or zeros, see :meth:`_padded`) for decoding ``rows`` rows.
+
+        most: places to remember, if fewer than spans need.
+        """
         groups: Groups = [(None, self.columns(known))] if self.options.published_mask else self.groups(known, rows)
+        groups = [(heads, width if most is None else min(width, most)) for heads, width in groups]
         state = LayerState(groups, [WindowCache(window=max(1, width)) for _, width in groups])
         zeros = self._zeros(known)
         if zeros:
@@ -223,12 +229,12 @@ class SpanSelfAttention(FusedSelfAttention):
         q, k, v = self.split(x)
         spans, constant = None if self.spans is None else self.spans(x), self.persistent()
         outs = []
-        for (heads, _), cache in zip(state.groups, state.caches, strict=True):
+        for (heads, width), cache in zip(state.groups, state.caches, strict=True):
             here = spans
             if heads is not None and spans is not None and spans.numel() > 1:
                 here = spans[:, heads] if spans.dim() > 1 else spans[heads]
             more = constant if constant is None or heads is None else (constant[0][heads], constant[1][heads])
-            outs.append(self._step(_heads(q, heads), cache, positions, here, more))
+            outs.append(self._step(_heads(q, heads), cache if width else None, positions, here, more))
             cache.append(_heads(k, heads), _heads(v, heads))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, 1)[:, _places(state.groups)]
         return self.merge(out).squeeze(1)
@@ -236,12 +242,12 @@ class SpanSelfAttention(FusedSelfAttention):
     def _step(
         self,
         q: Tensor,
-        cache: WindowCache,
+        cache: WindowCache | None,
         positions: Tensor,
         spans: Tensor | None,
         constant: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        if cache.longest:
+        if cache is not None and cache.longest:
             keys, values, _ = cache.select_rows()
         else:
             keys = values = q[:, :, :0]
@@ -250,7 +256,7 @@ class SpanSelfAttention(FusedSelfAttention):
         ramp = self.spans.options.ramp
         if self.options.published_mask:
             keys, values = (torch.cat([one.to(q.dtype), torch.zeros_like(q)], 2) for one in (keys, values))
-            table = positions[: cache.window]
+            table = positions[: keys.size(2)]
             return masked_after_softmax(q, keys, values, table, spans, ramp, constant=constant)
         if spans.dim() > 1:
             seen = span_width(float(spans.max()), ramp, self.options.longest)

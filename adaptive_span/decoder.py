@@ -84,6 +84,7 @@ class SequentialDecoder(FairseqIncrementalDecoder):
         self.embed_tokens: Any = adaptive or nn.Embedding(types, dim, pad)
         self.scale = dim**0.5 if adaptive is not None else 1.0
         self.positions = nn.Parameter(torch.randn(attention.longest, dim // attention.heads))  # by ascending distance
+        self.decoding_memory: int | None = None  # tokens to remember in incremental decoding, if fewer than spans need
         layers = [Layer(o.layer) for _ in range(o.layers)]
         self.layers: Any = nn.ModuleList(checkpoint_wrapper(one) if o.checkpoint else one for one in layers)
         self.output_projection: Any = None
@@ -115,16 +116,20 @@ class SequentialDecoder(FairseqIncrementalDecoder):
             if layer.self_attn.spans is not None:
                 layer.self_attn.spans.clamp_()
 
-    def _about_spans(self, inputs: Sequence[Tensor], known: Known) -> dict[str, Any]:
-        """``aux``: the span loss ``lambda * S * mean of the shares``, summed over layers (section 2.2); ``spans``."""
+    def _about_spans(self, inputs: Sequence[Tensor], known: Known, padding_mask: Tensor) -> dict[str, Any]:
+        """``aux``: the span loss ``lambda * S * mean of the shares``, summed over layers (section 2.2); ``spans``.
+
+        Spans of tokens count as their mean over all tokens but pads.
+        """
         o = self.options.layer.attention.spans
         if o is None:
             return {}
         spans = [layer.self_attn.spans(x) for layer, x in zip(self.layers, inputs, strict=True)]
+        found: Any = known
         if o.by_token:
-            found: Any = torch.stack([one.detach().mean((0, 2)) for one in spans]).tolist()
-        else:
-            found = known
+            share = (~padding_mask).unsqueeze(1) / (~padding_mask).sum().clamp(min=1)  # (B, 1, M)
+            spans = [(one * share).sum((0, 2)) for one in spans]
+            found = torch.stack(spans).tolist()
         if not self.options.span_loss:
             return {"spans": found}
         return {"spans": found, "aux": {"span": self.options.span_loss * sum(one.mean() for one in spans)}}
@@ -159,7 +164,7 @@ class SequentialDecoder(FairseqIncrementalDecoder):
             known = self.known()
             x, inputs = self.extract(tokens, memory, known)
             extra: dict[str, Any] = {"attn": [None], "memory": self._remember(memory, inputs, known, memory_length)}
-            extra.update(self._about_spans(inputs, known))
+            extra.update(self._about_spans(inputs, known, tokens.eq(self.pad)))
             if back is not None:
                 x = x.gather(1, back.unsqueeze(-1).expand_as(x))
             return self.output_layer(x), extra
@@ -198,12 +203,13 @@ class SequentialDecoder(FairseqIncrementalDecoder):
     def _incremental(self, tokens: Tensor, incremental_state: Any) -> Tensor:
         state: DecodingState | None = self.get_incremental_state(incremental_state, "spans")
         if state is None:
-            known = self.known()
+            known, most = self.known(), self.decoding_memory
             pairs = zip(self.layers, known, strict=True)
-            layers = [layer.self_attn.empty_state(tokens.size(0), one) for layer, one in pairs]
+            layers = [layer.self_attn.empty_state(tokens.size(0), one, most) for layer, one in pairs]
             state = DecodingState(layers, known)
             self.set_incremental_state(incremental_state, "spans", state)
-            if tokens.size(1) > 1:
+            whole = most is None or most >= self.options.layer.attention.longest
+            if tokens.size(1) > 1 and whole:  # else a block would see more than its tokens one by one
                 return self._prefill(tokens, state)
         new = [self._step(tokens[:, place], state) for place in range(state.seen, tokens.size(1))]
         return torch.stack(new, 1)

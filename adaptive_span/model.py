@@ -53,7 +53,9 @@ class SequentialLanguageModel(Pretrained, StreamLanguageModel):
 
     def memory_reach(self, tokens: int, memory_length: int | None = None) -> int:
         """Each layer reaches back by the blocks that its longest span covers."""
-        found = [max(widths) for widths in self.decoder.span_widths()]
+        decoder = self.decoder
+        pairs = zip(decoder.layers, decoder.known(), strict=True)
+        found = [layer.self_attn.farthest(known) for layer, known in pairs]
         if memory_length is not None:
             found = [min(width, memory_length) for width in found]
         return sum(layers_reach(1, width, tokens) for width in found)

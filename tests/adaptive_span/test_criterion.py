@@ -69,6 +69,21 @@ def test_p6_gradient_of_the_span_loss_is_by_hand():
     assert_close(grads[0] - grads[1], torch.full((3, 3), 21 * 1e-3 * 14 / 3, dtype=torch.double), 1e-9, 1e-9)
 
 
+@pytest.mark.parametrize("flags", [SPANS, {**SPANS, "dynamic_span": True}], ids=["heads", "tokens"])
+def test_p6_pads_have_no_span(flags: dict[str, Any]):
+    """Loss, gradients and what is logged are those without them, so that parts of a batch add up."""
+    found = []
+    for shape in ((2, 7), (3, 12)):
+        model = sequential_lm(**flags).train()
+        stream = torch.full(shape, model.decoder.pad)
+        stream[:2, :7] = tokens(2, 7)
+        extra = model.decoder(stream)[1]
+        extra["aux"]["span"].backward()
+        grads = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+        found.append([extra["aux"]["span"].detach(), torch.tensor(extra["spans"]), grads])
+    assert_close(found[1], found[0], 1e-12, 1e-9)
+
+
 def test_logged_numbers():
     model = sequential_lm(**SPANS).train()
     _, _, logged = run(model)

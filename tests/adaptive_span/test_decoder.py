@@ -1,5 +1,6 @@
 """The language model: formulas, causality, blocks, memory, padding, decoding."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -258,6 +259,18 @@ def test_p17_decoding_is_the_full_forward(flags: dict[str, Any], prompt: int):
     assert_close(decoded(model, stream, prompt), model.decoder(stream)[0], 1e-10, 1e-10)
 
 
+@pytest.mark.parametrize("flags", [{}, SPANS, {**SPANS, "dynamic_span": True}, {"pers_mem_size": 5}], ids=str)
+@pytest.mark.parametrize("most", [0, 1, 5, 30])
+@torch.no_grad()
+def test_decoding_remembers_no_more_than_asked(flags: dict[str, Any], most: int):
+    """``--eval-mem-len`` in generation: blocks of one token that remember so many."""
+    model, stream = sequential_lm(**flags), tokens(2, 20)
+    model.prepare_for_inference_(SimpleNamespace(generation=None, task=SimpleNamespace(eval_mem_len=most)))
+    expected = blockwise(model, stream, [1] * 20, memory_length=most)
+    for prompt in (1, 7):
+        assert_close(decoded(model, stream, prompt), expected, 1e-10, 1e-10)
+
+
 @variants
 @torch.no_grad()
 def test_f15_beams_are_reordered(flags: dict[str, Any]):
@@ -301,6 +314,8 @@ def test_reach_is_the_sum_of_the_longest_spans_in_blocks():
     assert model.memory_reach(10) == 60 + 10 + 100
     assert model.memory_reach(10, 20) == 20 + 10 + 20
     assert sequential_lm(attn_span=100).memory_reach(64) == 3 * 128
+    orig = sequential_lm(attn_span=100, **SPANS, adapt_span_mask="orig", ragged=False)
+    assert orig.memory_reach(10) == 3 * 40  # what the published mask hides has taken part in its softmax
 
 
 @pytest.mark.parametrize(
