@@ -3,7 +3,8 @@
 
 Engines: ``stock`` (fairseq's RoBERTa with the dense model's weights, padded to each batch's longest row),
 ``max_length`` (the same, padded to the longest row that the task allows), ``dense`` (the dense model, packed), and each
-skimmed model, packed. Batches are made in two orders: as texts come, and sorted by length.
+skimmed model, packed. All take turns but ``max_length``, which is timed once. Batches are made in two orders: as texts
+come, and sorted by length.
 """
 
 import json
@@ -27,7 +28,7 @@ from fairseq.models.roberta.model import RobertaModel, base_architecture
 from torch import Tensor
 
 import skimming  # noqa: F401  (registers)
-from fairseq_efficient.bench.timing import take_turns
+from fairseq_efficient.bench.timing import take_turns, time_call
 from skimming.flops import dense_macs, skim_macs
 from skimming.heads import head_macs
 
@@ -154,7 +155,9 @@ def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
         for order in ORDERS if size > 1 else ORDERS[:1]:  # single texts have no order
             parts = batches(rows, size, order)
             calls = {one.name: work(one, parts, pad, device) for one in every}
+            whole = calls.pop("max_length")
             samples = take_turns(calls, settings["runs"], device)
+            samples["max_length"] = [time_call(whole, device)]  # the slowest by far, and far from the others
             for engine in every:
                 times = samples[engine.name]
                 amount, share = cost(engine, head, parts, pad, device)
