@@ -12,6 +12,7 @@ import torch
 
 LONG = 5.0  # seconds: a call this long is its own warm-up and is repeated at most three times
 SLOW = 60.0  # seconds: a call this long is made once
+SHORT = 0.5  # seconds: a call below this is made once more, untimed, before each timed one
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,15 @@ def take_turns(
     """Time each variant up to ``runs`` times: A B C, C B A, A B C ..., after one warm-up call of each.
 
     A call of ``long`` seconds or more needs no warm-up and is timed three times at most, one of ``slow`` seconds once.
+    A short one is warmed up in every turn: after another variant caches are cold and the allocator has given its memory
+    back, which a service that runs one model never sees.
 
     Args:
         known: samples taken elsewhere; those of ``slow`` seconds or more stand for the variant, which is not called.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in variants}
     wanted: dict[str, int] = {}
+    short = set()
     for name, call in variants.items():
         first = (known or {}).get(name)
         if first is None or first.seconds < slow:
@@ -106,9 +110,13 @@ def take_turns(
         wanted[name] = runs if first.seconds < long else min(runs, 3) if first.seconds < slow else 1
         if first.seconds >= long:
             samples[name].append(first)
+        elif first.seconds < SHORT:
+            short.add(name)
     for turn in range(runs):
         names = [name for name in variants if len(samples[name]) < wanted[name]]
         for name in names if turn % 2 == 0 else reversed(names):
+            if name in short:
+                time_call(variants[name], device)
             samples[name].append(time_call(variants[name], device))
     return samples
 
