@@ -1,13 +1,17 @@
 """The predictor: its start, its size, its precision; options and their mistakes."""
 
+import dataclasses
 import re
 
 import pytest
 import torch
 
 from fairseq_efficient.errors import UserError
+from skimming.config import ARCHITECTURES, SkimRobertaConfig
+from skimming.criterion import SkimSentencePredictionConfig
 from skimming.options import parse_layers, skim_options
 from skimming.predictor import SkimPredictor, decide, protected_tokens
+from skimming.squad_criterion import SkimQuestionAnsweringConfig
 from tests.skimming.helpers import BOS, EOS, PAD, build, config, pad, sentences
 from tests.util import assert_close
 
@@ -98,6 +102,24 @@ def test_protected_tokens():
 )
 def test_layers(text: str, layers: tuple[int, ...]):
     assert parse_layers(text, 4) == layers
+
+
+def test_new_models_are_as_published_but_for_what_is_said():
+    """Defaults: flags that bring the published behaviour back are off, all others are the paper's."""
+    model = {
+        "skim_predictor_dim": 0, "skim_init_bias": 5.0, "skim_tau": 1.0, "skim_attn": "renorm", "skim_protect": "cls",
+        "skim_layers": "all", "skim_inference": "auto", "skim_backend": "auto", "skim_threshold": 0.0,
+        "skim_compact_threshold": 0.0, "skim_eval_sample": False, "skim_norm": "real", "skim_lr_scale": 1.0,
+        "layer_norm_eps": 1e-5, "num_segments": 0,
+    }  # fmt: skip
+    loss = {"skim_lambda": 0.5, "skim_target_ratio": None, "skim_lambda_warmup": 0, "skim_teacher": None}
+    for config_class, expected in ((SkimRobertaConfig, model), (SkimSentencePredictionConfig, loss),
+                                   (SkimQuestionAnsweringConfig, loss)):  # fmt: skip
+        flags = {one.name: one for one in dataclasses.fields(config_class)}
+        assert {name: flags[name].default for name in expected} == expected
+        assert all(flags[name].metadata["help"] for name in expected)
+    bert = {"layer_norm_eps": 1e-12, "num_segments": 2}
+    assert ARCHITECTURES["skim_bert_base"] == bert and bert.items() <= ARCHITECTURES["skim_minilm_l6"].items()
 
 
 @pytest.mark.parametrize(
