@@ -81,7 +81,9 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
     commit = _git(root, "rev-parse", "HEAD") if (root / "pyproject.toml").exists() else None
     if commit is None:
         return None, None
-    return commit.strip(), bool((_git(root, "status", "--porcelain", "--untracked-files=no") or "").strip())
+    # what earlier measurements wrote into the tree is no change of what is measured
+    found = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/results")
+    return commit.strip(), bool((found or "").strip())
 
 
 def _git(root: Path, *args: str) -> str | None:

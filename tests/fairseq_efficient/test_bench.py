@@ -238,11 +238,16 @@ def test_provenance_names_no_place_and_no_host() -> None:
 def test_git_state(tmp_path: Path) -> None:
     assert machine.git_state(tmp_path) == (None, None)
     (tmp_path / "pyproject.toml").write_text("")
+    results = tmp_path / "docs" / "results"
+    results.mkdir(parents=True)
+    (results / "a.json").write_text("1")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for args in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
         subprocess.run([*git, *args], check=True)
     commit, dirty = machine.git_state(tmp_path)
     assert commit is not None and len(commit) == 40 and dirty is False
+    (results / "a.json").write_text("2")  # what a measurement writes does not change what is measured
+    assert machine.git_state(tmp_path) == (commit, False)
     (tmp_path / "pyproject.toml").write_text("changed")
     assert machine.git_state(tmp_path) == (commit, True)
 
