@@ -87,7 +87,7 @@ def decoder_options(cfg: Any, dictionary: Any) -> DecoderOptions:
     dim, heads = cfg.decoder_embed_dim, cfg.decoder_attention_heads
     if dim % heads:
         raise UserError(f"--decoder-attention-heads {heads} must divide --decoder-embed-dim {dim}")
-    for name in ("adapt_span_layer", "dynamic_span", "adapt_span_loss", "adapt_span_cache"):
+    for name in ("adapt_span_layer", "dynamic_span", "adapt_span_loss", "adapt_span_init", "adapt_span_cache"):
         if getattr(cfg, name) and not cfg.adapt_span:
             raise UserError(f"--{name.replace('_', '-')} is of learned spans: say --adapt-span too")
     spans = None

@@ -276,6 +276,7 @@ def test_interactive(trained: dict[str, Path], stream_data: Path, tmp_path: Path
         (("--adapt-span", "--adapt-span-loss", "inf"), "--adapt-span-loss inf: must be finite"),
         (("--pers-mem-size", "-3"), "--pers-mem-size -3: must be at least 0"),
         (("--adapt-span-loss", "0.1"), "--adapt-span-loss is of learned spans: say --adapt-span too"),
+        (("--adapt-span-init", "0.5"), "--adapt-span-init is of learned spans: say --adapt-span too"),
         (("--dynamic-span",), "--dynamic-span is of learned spans: say --adapt-span too"),
         (("--decoder-attention-heads", "3"), "--decoder-attention-heads 3 must divide --decoder-embed-dim 16"),
         (("--dropout", "1"), "--dropout 1.0: must be at least 0 and below 1"),
