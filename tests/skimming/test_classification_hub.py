@@ -21,7 +21,7 @@ from skimming.model import SkimRobertaModel
 from tests.fairseq_efficient.test_text_subwords import write_vocabulary
 from tests.skimming.helpers import config
 from tests.squad_data import tokenizer
-from tests.util import ROOT, error_line, run_cli, run_in_process
+from tests.util import ROOT, SYSTEMS, error_line, run_cli, run_in_process, train_args
 
 PREPARE, CLASSIFY = (str(ROOT / "scripts" / f"{name}.py") for name in ("prepare_classification", "classify"))
 SIZES = ("encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads")
@@ -247,6 +247,19 @@ def test_a_head_that_was_never_trained_classifies_nothing(single: Path, run: Any
     torch.save(state, tmp_path / "headless.pt")
     wrong = error_line(run(tmp_path / "headless.pt", text="good", expect=2))
     assert "the checkpoint has no classification head sentence_classification_head for these classes" in wrong
+
+
+def test_checkpoints_of_other_systems_are_one_line(stream_data: Path, run: Any, tmp_path: Path) -> None:
+    """Theirs load, so that it can be said what they are."""
+    system = next(one for one in SYSTEMS if one.user_dir == "dynamic_pooling")
+    args = train_args(stream_data, tmp_path / "ck", system, "--max-update", "1", "--disable-validation")
+    run_in_process("train", args)
+    path = tmp_path / "ck" / "checkpoint_last.pt"
+    wrong = error_line(run(path, text="good", expect=2))
+    assert "checkpoint_last.pt: not of task sentence_prediction, so it has no classes" in wrong
+    predict = str(ROOT / "scripts" / "squad_predict.py")
+    wrong = error_line(run_cli(predict, [str(path), "--output", str(tmp_path / "out")], expect=2))
+    assert "checkpoint_last.pt: not of task skim_squad" in wrong and not (tmp_path / "out").exists()
 
 
 def test_in_a_process_of_its_own(single: Path, tmp_path: Path) -> None:
