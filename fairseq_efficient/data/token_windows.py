@@ -1,6 +1,5 @@
 """Windows over one long stream of tokens: every token is a target exactly once, with as much context as asked for."""
 
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import numpy as np
 import torch
 from fairseq.data import ConcatDataset, FairseqDataset, data_utils
 from fairseq.data.indexed_dataset import MMapIndexedDataset
-from fairseq.data.indexed_dataset import _code_to_dtype as fairseq_dtypes
 
+from fairseq_efficient.data.token_files import check_files
 from fairseq_efficient.errors import UserError
 
 
@@ -57,27 +56,6 @@ class TokenStream:
         return max((int(a[i : i + step].max()) for a in self._arrays for i in range(0, len(a), step)), default=-1)
 
 
-def _check_files(index: Path) -> None:
-    """UserError for files that are empty or cut off, by the header of the index."""
-    data = index.with_suffix(".bin")
-    for file in (index, data):
-        if not file.stat().st_size:
-            raise UserError(f"{file} is empty; prepare the data again")
-    with index.open("rb") as opened:
-        head = opened.read(26)
-        if head[:9] != b"MMIDIDX\0\0":
-            if head[:8] != b"TNTIDX\0\0":
-                raise UserError(f"{index}: not an index that scripts/prepare_lm.py or fairseq-preprocess writes")
-            return  # another --dataset-impl, which TokenStream refuses
-        code, count = struct.unpack_from("<BQ", head.ljust(26, b"\0"), 17)
-        sizes = np.frombuffer(opened.read(4 * count), np.int32)
-    width = np.dtype(fairseq_dtypes[code]).itemsize if code in fairseq_dtypes else 0
-    if len(head) < 26 or len(sizes) < count or index.stat().st_size < 26 + 12 * count:
-        raise UserError(f"{index} is cut off; prepare the data again")
-    if not width or data.stat().st_size < width * int(sizes.sum(dtype=np.int64)):
-        raise UserError(f"{data} is cut off, or of another {index.name}; prepare the data again")
-
-
 def load_stream(path: str, dictionary: Any, impl: str | None, combine: bool = False) -> TokenStream:
     """The tokens of ``path``.{bin,idx} (``combine``: and of ``path``1, ``path``2 ...).
 
@@ -89,7 +67,7 @@ def load_stream(path: str, dictionary: Any, impl: str | None, combine: bool = Fa
         known = sorted(one.stem for one in index.parent.glob("*.idx") if one.with_suffix(".bin").is_file())
         known = [name for name in known if not name.endswith(".boundaries")]
         raise UserError(f"{index.parent}: no split {index.stem!r} (there are: {', '.join(known) or 'none'})")
-    _check_files(index)
+    check_files(index)
     data = data_utils.load_indexed_dataset(path, dictionary, impl, combine=combine)
     stream = TokenStream(data, path)
     largest = stream.largest()

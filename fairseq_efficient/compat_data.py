@@ -1,0 +1,121 @@
+"""Data that stock fairseq reports by errors of many types: one line that names the file or the flag.
+
+:mod:`fairseq_efficient.compat` calls these functions with its ``patch``.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fairseq_efficient.errors import UserError
+
+Patch = Callable[[Any, str, Callable[[Any], Any]], None]
+_FOLDERS = ("input0", "input1", "label")
+_NOT_THERE = "could not find dataset: "
+_UNEQUAL = ("dataset lengths must match", "datasets must have the same length")
+
+
+def name_broken_dictionaries(patch: Patch) -> None:
+    """Stock raises errors of four types, most without the file's name, for a dictionary that is missing or damaged."""
+    from fairseq.data import Dictionary
+
+    def make(stock: Any) -> Any:
+        def add_from_file(self: Any, f: Any) -> Any:
+            if not isinstance(f, str):
+                return stock(self, f)
+            try:
+                return stock(self, f)
+            except Exception as err:
+                why = _why_broken(err)
+                if why is None:
+                    raise
+                raise UserError(f"{f}: {why}") from None
+
+        return add_from_file
+
+    patch(Dictionary, "add_from_file", make)
+
+
+def _why_broken(err: Exception) -> str | None:
+    text = str(err)
+    if isinstance(err, OSError):
+        return f"{err.strerror} (is it the folder of the prepared data?)"
+    if text.startswith("Incorrect encoding"):
+        return "not UTF-8; prepare the data again"
+    if text.startswith("Incorrect dictionary format"):
+        return f"the line {text.partition(': ')[2][:60]} is not a symbol and its count"
+    if text.startswith("Duplicate word found"):
+        return f"{text.partition(': ')[2].partition('. ')[0][:60]} is there twice"
+    return None
+
+
+def name_broken_labels(patch: Patch) -> None:
+    """Task ``sentence_prediction``: a forgotten ``--num-classes``, a split that is not there, scores that are none, and
+    labels that are not as many as the texts."""
+    from fairseq.tasks.sentence_prediction import SentencePredictionTask
+
+    def make_setup(stock: Any) -> Any:
+        def setup_task(cfg: Any, **kwargs: Any) -> Any:
+            if cfg.num_classes < 1:
+                raise UserError(f"--num-classes {cfg.num_classes}: give the number of classes (of scores: 1)")
+            return stock(cfg, **kwargs)
+
+        return setup_task
+
+    def make_load(stock: Any) -> Any:
+        def load_dataset(self: Any, split: str, combine: bool = False, **kwargs: Any) -> Any:
+            _check_split(self.cfg.data, split)
+            if self.cfg.regression_target:
+                _check_scores(os.path.join(self.cfg.data, "label", f"{split}.label"), self.cfg.num_classes)
+            with _named(split, self.cfg.data):
+                return stock(self, split, combine=combine, **kwargs)
+
+        return load_dataset
+
+    patch(SentencePredictionTask, "setup_task", make_setup)
+    patch(SentencePredictionTask, "load_dataset", make_load)
+
+
+@contextlib.contextmanager
+def _named(split: str, folder: str) -> Iterator[None]:
+    try:
+        yield
+    except AssertionError as err:
+        text = str(err)
+        if text.startswith(_NOT_THERE):
+            path = text.removeprefix(_NOT_THERE)
+            raise UserError(f"{path}.idx: no such file, so {folder} has no split {split}") from None
+        if text in _UNEQUAL:
+            raise UserError(f"{folder}: split {split} has not as many labels (or second texts) as texts") from None
+        raise
+
+
+def _check_split(folder: str, split: str) -> None:
+    """UserError for files that are damaged, or for a split without the second texts that others have (stock would read
+    the first alone)."""
+    from fairseq_efficient.data.token_files import check_files
+
+    there = {name: [Path(folder, name, f"{split}.{end}") for end in ("idx", "bin")] for name in _FOLDERS}
+    found = [name for name, files in there.items() if any(file.is_file() for file in files)]
+    for name in found:
+        check_files(there[name][0])
+    if "input0" in found and "input1" not in found and any(Path(folder, "input1").glob("*.idx")):
+        raise UserError(f"{there['input1'][0]}: no such file, though other splits are of pairs")
+
+
+def _check_scores(path: str, count: int) -> None:
+    """UserError for a line that is not ``count`` numbers."""
+    if not os.path.exists(path):
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                scores = [float(word) for word in line.split()]
+            except ValueError:
+                scores = []
+            if len(scores) != count or not all(abs(score) < float("inf") for score in scores):
+                text = line.strip()[:40].decode("utf-8", "replace")
+                wanted = "a number" if count == 1 else f"{count} numbers (--num-classes)"
+                raise UserError(f"{path}:{number}: {text!r} is not {wanted}")
