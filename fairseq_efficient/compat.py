@@ -21,7 +21,7 @@ from typing import Any
 import numpy
 import torch
 
-from fairseq_efficient import checkpoints, compat_cli, compat_optim, compat_recompute, compat_tasks
+from fairseq_efficient import checkpoints, compat_cli, compat_data, compat_optim, compat_recompute, compat_tasks
 from fairseq_efficient.checkpoint_rules import check_checkpoint
 from fairseq_efficient.errors import UserError
 
@@ -55,6 +55,8 @@ def apply() -> None:
     name_what_does_not_fit()
     broadcast_plain_state()
     ask_all_ranks_before_saving()
+    compat_data.name_broken_dictionaries(_patch)
+    compat_data.name_broken_labels(_patch)
     compat_tasks.let_tasks_end_training(_patch)
     compat_optim.give_parameters_their_groups(_patch)
     compat_recompute.recompute_as_it_was_computed(_patch)
