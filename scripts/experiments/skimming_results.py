@@ -19,9 +19,7 @@ REPORTED = ("accuracy", "exact", "f1", "HasAns_f1", "NoAns", "pearson", "spearma
             "flops_ratio_unpadded", "flops_ratio_padded", "flops_ratio_max_length")  # fmt: skip
 
 
-def write(
-    folder: Path, plan: Plan, data: Data, variants: Sequence[Variant], timings: Sequence[dict[str, Any]]
-) -> None:
+def write(folder: Path, plan: Plan, data: Data, variants: Sequence[Variant], timings: Sequence[dict[str, Any]]) -> None:
     """Put the data set's results into ``folder/skimming.json`` instead of earlier ones; the .md and .png anew."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{NAME}.json"

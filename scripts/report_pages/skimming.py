@@ -36,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data (default: as trained)")
     parser.add_argument("--subset", default="valid", help="split whose texts are drawn (default: %(default)s)")
     parser.add_argument("--document", type=int, default=0, metavar="N", help="first to draw (default: %(default)s)")
-    parser.add_argument(
-        "--documents", type=int, metavar="N", help="texts to draw (default: 3; of several runs 1 each)"
-    )
+    parser.add_argument("--documents", type=int, metavar="N", help="texts to draw (default: 3; of several runs 1 each)")
     parser.add_argument("--text", type=Path, metavar="FILE", help="texts to draw, UTF-8, instead of the split's")
     parser.add_argument("--results", type=Path, metavar="FILE.json", help="quality and speed of an experiment")
 
@@ -241,9 +239,7 @@ def text_sections(runs: Sequence[Run], args: argparse.Namespace, count: int) -> 
             levels = [len(layers) if layer is None else layer for layer in found.skipped]
             kept = ", ".join(f"{share:.0%}" for share in found.kept)
             caption = f"Tokens that enter each layer: {kept}."
-            parts.append(
-                kept_document(name, found.pieces, levels, [""] * len(levels), layers, caption)
-            )
+            parts.append(kept_document(name, found.pieces, levels, [""] * len(levels), layers, caption))
     if not parts:
         return []
     lead = "The stronger the colour, the more layers a token enters; grey ones enter none. ■ is a special token, the "
