@@ -395,7 +395,7 @@ def test_it_learns(tmp_path: Path) -> None:
         one = question(str(number), "x?", *([(words[at], start)] if answer else []), impossible=not answer)
         paragraphs.append((" ".join(words), [one]))
     folder = prepared(tmp_path, train=squad(*paragraphs[:400]), valid=squad(*paragraphs[400:]))
-    more = ["--max-epoch", "8", "--skim-lambda", "0.05", "--best-checkpoint-metric", "f1", "--validate-interval", "8"]
+    more = ["--max-epoch", "12", "--skim-lambda", "0.05", "--best-checkpoint-metric", "f1", "--validate-interval", "12"]
     log = run_in_process(
         "train",
         train_args(
