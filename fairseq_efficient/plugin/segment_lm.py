@@ -173,7 +173,8 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
         tokens = self._tokens(training)
         rows = max_sentences or (max_tokens or 0) // tokens
         if not rows:
-            raise UserError(f"--max-tokens {max_tokens} holds no block of {tokens} tokens; say --batch-size (lanes)")
+            said = f"--max-tokens {max_tokens} holds no block of {tokens} tokens" if max_tokens else "no lanes"
+            raise UserError(f"{said}; say --batch-size (lanes), for validation --batch-size-valid")
         for model in self._living():
             if tokens > model.max_positions():
                 raise UserError(f"--tokens-per-sample {tokens}: the model reads at most {model.max_positions()}")

@@ -93,6 +93,9 @@ def test_f16_lanes_must_be_said_and_are_believed(stream_data: Path, tmp_path: Pa
             "sequential_lm_tiny", "--optimizer", "adam", "--save-dir", str(tmp_path), "--cpu"]  # fmt: skip
     with pytest.raises(AssertionError, match="--batch-size"):
         run_in_process("train", args)
+    none = ("--batch-size", "2", "--batch-size-valid", "0", "--tokens-per-sample", "16", "--max-update", "1")
+    with pytest.raises(UserError, match=r"no lanes; say --batch-size \(lanes\), for validation --batch-size-valid"):
+        run_in_process("train", [*args, *none])
     with pytest.raises(UserError, match=r"--max-tokens 9 holds no block of 512 tokens; say --batch-size \(lanes\)"):
         run_in_process("train", [*args, "--max-tokens", "9"])
     output = run_in_process("validate", [*common(stream_data, trained), "--valid-subset", "test", "--batch-size", "2"])
