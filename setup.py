@@ -1,15 +1,16 @@
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-SYSTEMS = ("deep_pyramidion", "dynamic_pooling", "skimming", "par_search", "adaptive_span")
-PACKAGES = ("fairseq_efficient", *SYSTEMS, "efficient_systems")
+HERE = Path(__file__).parent
+PACKAGES = runpy.run_path(str(HERE / "fairseq_efficient" / "systems.py"))["PACKAGES"]
 
 setup(
     name="fairseq-efficient",
     version="0.1.0.dev0",
     description="Efficient transformer systems as fairseq plugins (--user-dir)",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11,<3.13",

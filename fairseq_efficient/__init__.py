@@ -1,0 +1,1 @@
+"""What the systems share; see docs/architecture.md."""

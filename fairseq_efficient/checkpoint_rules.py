@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fairseq_efficient import checkpoint_sizes
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.systems import PACKAGES, SYSTEMS
 
 STOCK_MODELS = ("transformer", "transformer_lm", "bart", "roberta")
 STOCK_TASKS = (
@@ -22,7 +24,6 @@ STOCK_TASKS = (
 STOCK_CRITERIONS = (
     "cross_entropy", "label_smoothed_cross_entropy", "adaptive_loss", "masked_lm", "sentence_prediction",
 )  # fmt: skip
-SYSTEMS = ("deep_pyramidion", "dynamic_pooling", "skimming", "par_search", "adaptive_span")
 
 # options that stock code passes to eval() when they are strings; a test compares the list with fairseq's source
 EVALUATED = frozenset({
@@ -43,7 +44,7 @@ def trust(package: str) -> None:
 
 
 def check_checkpoint(state: dict[str, Any], path: str) -> None:
-    """Refuse a foreign training state before anything is built from it.
+    """Refuse a foreign training state before anything is built from it, and say how much that may be.
 
     Raises:
         UserError: no configuration; an architecture, task or criterion that is neither ours nor on the lists above; a
@@ -58,6 +59,7 @@ def check_checkpoint(state: dict[str, Any], path: str) -> None:
         for key, text in _evaluated(source):
             if not _is_literal(text):
                 raise UserError(f"checkpoint {path} refused: fairseq would run its {key} as code: {text[:80]!r}")
+    checkpoint_sizes.expect(state, path)
 
 
 def _get(holder: Any, key: str) -> Any:
@@ -114,7 +116,7 @@ def _is_ours(module: str) -> bool:
     if top in _trusted:
         return True
     file = getattr(sys.modules.get(top), "__file__", None)
-    named = top in (*SYSTEMS, "efficient_systems", "fairseq_efficient")
+    named = top in PACKAGES
     return named and file is not None and Path(file).resolve().parents[1] == Path(__file__).resolve().parents[1]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fairseq_efficient import tensor_files
-from fairseq_efficient.errors import UserError
+from fairseq_efficient.errors import CannotWrite, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def replacing(path: str) -> Iterator[BinaryIO]:
     """A file to write that takes ``path``'s place when it is whole and on the disk, and is removed on any error.
 
     Raises:
-        OSError: as the write raised it, naming ``path``, which is as it was before.
+        CannotWrite: an OSError with the number of the write's, naming ``path``, which is as it was before.
     """
     target = os.path.realpath(path)
     temporary = target + ".tmp"
@@ -157,7 +157,7 @@ def replacing(path: str) -> Iterator[BinaryIO]:
         if cause is None:
             raise
         why = f"{cause.strerror or cause}; an earlier file of that name is as it was"
-        raise OSError(cause.errno, why, str(path)) from err
+        raise CannotWrite(cause.errno, why, str(path)) from err
     _sync_folder(os.path.dirname(target))
 
 

@@ -6,22 +6,32 @@ fault is present.
 """
 
 import argparse
-import contextlib
 import functools
 import inspect
+import logging
 import math
-import os
 import re
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy
 import torch
 
-from fairseq_efficient import checkpoints, compat_cli, compat_data, compat_optim, compat_recompute, compat_tasks
+from fairseq_efficient import (
+    checkpoint_sizes,
+    checkpoints,
+    compat_checkpoints,
+    compat_cli,
+    compat_data,
+    compat_interactive,
+    compat_optim,
+    compat_recompute,
+    compat_tasks,
+    compat_training,
+)
 from fairseq_efficient.checkpoint_rules import check_checkpoint
 from fairseq_efficient.errors import UserError
 
@@ -52,14 +62,18 @@ def apply() -> None:
     block_repeated_ngrams()
     read_checkpoints_safely()
     write_checkpoints_atomically()
-    name_what_does_not_fit()
+    compat_checkpoints.name_what_does_not_fit(_patch)
     broadcast_plain_state()
     ask_all_ranks_before_saving()
+    compat_checkpoints.name_the_save_dir(_patch)
     compat_data.name_broken_dictionaries(_patch)
+    compat_data.name_broken_files(_patch)
     compat_data.name_broken_labels(_patch)
     compat_tasks.let_tasks_end_training(_patch)
     compat_optim.give_parameters_their_groups(_patch)
     compat_recompute.recompute_as_it_was_computed(_patch)
+    compat_training.find_nan_in_any_module(_patch)
+    compat_interactive.read_what_is_typed(_patch)
     check_commands()
 
 
@@ -171,9 +185,15 @@ def keep_last_batch() -> None:
 
 
 def silence_deprecations() -> None:
-    """fairseq's old hydra and torch calls warn some ten times per command, in paragraphs that bury a real message."""
+    """fairseq's old hydra and torch calls warn some ten times per command, in paragraphs that bury a real message; and
+    where this runs before fairseq is imported, its speech task need not advise to install tensorboardX."""
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
+    logging.getLogger("fairseq.tasks.text_to_speech").addFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Please install tensorboardX")
 
 
 def block_repeated_ngrams() -> None:
@@ -214,6 +234,7 @@ def read_checkpoints_safely() -> None:
 
 
 def _load(file: Any, **_: Any) -> dict[str, Any]:
+    checkpoint_sizes.expect_nothing()
     path, state = checkpoints.read_or_fall_back(file.name)
     check_checkpoint(state, path)
     return state
@@ -245,75 +266,6 @@ def write_checkpoints_atomically() -> None:
 
     _patch(PathManager, "copy", make_copy)
     _patch(checkpoint_utils, "torch_persistent_save", make_save)
-
-
-def name_what_does_not_fit() -> None:
-    """Stock says "please ensure that the architectures match": say which key, with both shapes.
-
-    Stock starts anew, in silence, when ``--restore-file`` does not exist: say so, unless it is a ``checkpoint_last``,
-    which the first start of a restarted job does not find.
-    """
-    from fairseq import checkpoint_utils
-    from fairseq.file_io import PathManager
-    from fairseq.trainer import Trainer
-
-    def make_trainer_load(stock: Any) -> Any:
-        def load_checkpoint(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
-            if not os.path.basename(filename).startswith("checkpoint_last") and not PathManager.isfile(filename):
-                raise UserError(f"checkpoint {filename} does not exist (--restore-file, --finetune-from-model)")
-            with _explained(filename):
-                return stock(self, filename, *args, **kwargs)
-
-        return load_checkpoint
-
-    def make_ensemble_load(stock: Any) -> Any:
-        def load_model_ensemble_and_task(filenames: Any, *args: Any, **kwargs: Any) -> Any:
-            with _explained(", ".join(filenames)):
-                return stock(filenames, *args, **kwargs)
-
-        return load_model_ensemble_and_task
-
-    _patch(Trainer, "load_checkpoint", make_trainer_load)
-    _patch(checkpoint_utils, "load_model_ensemble_and_task", make_ensemble_load)
-
-
-@contextlib.contextmanager
-def _explained(path: str) -> Iterator[None]:
-    """Turn what goes wrong while a checkpoint is put into a model into one line that names the file."""
-    try:
-        yield
-    except Exception as err:
-        inner = err.__context__ if type(err) is Exception else err  # the trainer wraps all in a bare Exception
-        text = str(inner)
-        if isinstance(inner, UserError):
-            raise inner from None
-        if isinstance(inner, RuntimeError) and "Error(s) in loading state_dict" in text:
-            raise UserError(f"checkpoint {path} does not fit this model: {describe_mismatch(text)}") from None
-        if isinstance(inner, AssertionError) and "--reset-optimizer" in text:
-            raise UserError(f"checkpoint {path}: {text}") from None
-        if isinstance(inner, OSError) and text.startswith("Model file not found: "):
-            raise UserError(f"checkpoint {text.partition(': ')[2]} does not exist (--path)") from None
-        raise
-
-
-def describe_mismatch(report: str) -> str:
-    """The first wrong key in torch's report of ``load_state_dict``, with both shapes, and how many keys differ."""
-    sizes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\((.*?)\).*?torch\.Size\((.*?)\)", report)
-    keys = {}
-    for kind in ("Missing", "Unexpected"):
-        found = re.search(rf"{kind} key\(s\) in state_dict: (.*)", report)
-        keys[kind] = re.findall(r'"([^"]+)"', found[1]) if found else []
-    if sizes:
-        what = f"{sizes[0][0]} has shape {sizes[0][1]} in the file and {sizes[0][2]} in the model"
-    elif keys["Missing"]:
-        what = f"the file has no {keys['Missing'][0]}"
-    elif keys["Unexpected"]:
-        what = f"the model has no {keys['Unexpected'][0]}"
-    else:
-        return " ".join(report.split())[:300]
-    count = len(sizes) + len(keys["Missing"]) + len(keys["Unexpected"])
-    differ = f" ({count} keys differ)" if count > 1 else ""
-    return f"{what}{differ}; give the --arch, sizes and dictionaries it was trained with"
 
 
 def broadcast_plain_state() -> None:
@@ -354,16 +306,21 @@ def ask_all_ranks_before_saving() -> None:
 
 
 def check_commands() -> None:
-    """Stock ends deep inside (``--fp16 --cpu``), trains twice into one folder (torchrun on the CPU), or "is done"
-    after no update (``--lr -1``): look at the values once they are parsed, and, for hydra and programs, again before
-    anything is built and in the trainer.
+    """Stock ends deep inside (``--fp16 --cpu``), trains twice into one folder (torchrun on the CPU), "is done" after no
+    update (``--lr -1``), or raises a RuntimeError without words (no ``--arch``): look at the values once they are
+    parsed, and, for hydra and programs, again before anything is built and in the trainer.
     """
     from fairseq import options, tasks
     from fairseq.trainer import Trainer
 
     def make_parse(stock: Any) -> Any:
         def parse_args_and_arch(*args: Any, **kwargs: Any) -> Any:
-            parsed = stock(*args, **kwargs)
+            try:
+                parsed = stock(*args, **kwargs)
+            except RuntimeError as err:
+                if err.args:
+                    raise
+                raise UserError("--arch is missing: say which model to train (--help lists them)") from None
             compat_cli.check_arguments(parsed[0] if isinstance(parsed, tuple) else parsed)
             return parsed
 

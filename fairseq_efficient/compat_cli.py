@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fairseq_efficient.errors import UserError
+from fairseq_efficient.errors import CannotWrite, UserError
 
 _PRECISION_FLAGS = ("memory_efficient_fp16", "memory_efficient_bf16", "fp16", "bf16", "amp")
 _NOT_NEGATIVE = ("lr", "warmup_updates", "weight_decay", "clip_norm", "num_workers", "save_interval_updates")
@@ -26,7 +26,7 @@ _PROBABILITIES = ("label_smoothing", "dropout", "layerdrop")  # ends of names
 
 def install_excepthook() -> None:
     """Let Python end a fairseq command that raised a :class:`UserError` with one line and exit status 2, and one that
-    was interrupted with one line."""
+    was interrupted, or could not go on, with one line."""
     if not isinstance(sys.excepthook, functools.partial) or sys.excepthook.func is not _excepthook:
         sys.excepthook = functools.partial(_excepthook, sys.excepthook)
 
@@ -37,7 +37,22 @@ def _excepthook(before: Any, kind: type[BaseException], err: BaseException, trac
         if isinstance(err, KeyboardInterrupt):
             print("interrupted", file=sys.stderr)
             return
+        line = _failure(err)
+        if line is not None:
+            sys.stdout.flush()
+            print(f"error: {line}", file=sys.stderr)
+            return
     before(kind, err, trace)
+
+
+def _failure(err: BaseException) -> str | None:
+    """What is said of a training that nobody typed wrong, but that cannot go on; None for errors of programs."""
+    if isinstance(err, FloatingPointError) and "Nan/Inf" in str(err):
+        return (
+            f"{err}: the warnings above name the layer, crash.pt in --save-dir holds the weights before this update; a "
+            "smaller --lr, a --clip-norm or more --warmup-updates may help"
+        )
+    return str(err) if isinstance(err, (CannotWrite, FloatingPointError)) else None
 
 
 def _files(trace: types.TracebackType | None) -> Iterator[str]:
@@ -56,8 +71,8 @@ def exit_if_user_error(err: BaseException) -> None:
 
 
 def user_message(err: BaseException | None) -> str | None:
-    """The line of the UserError that ``err`` is, was raised from, or reports from a worker process, or of an assertion
-    about flags; else None."""
+    """The line of the UserError that ``err`` is, was raised from, or reports from a worker process, or of fairseq's own
+    check of flags; else None."""
     while err is not None:
         # torch.multiprocessing and DataLoader report a child's traceback as text
         reported = re.findall(r"^fairseq_efficient\.errors\.UserError: (.*)$", str(err), re.MULTILINE)
@@ -65,8 +80,11 @@ def user_message(err: BaseException | None) -> str | None:
             return str(reported[-1])
         if isinstance(err, UserError):
             return str(err)
-        if isinstance(err, AssertionError) and re.match(r"--[a-z][a-z-]+ .+$", str(err)):
-            return str(err)  # fairseq's own check of two flags
+        if type(err) in (AssertionError, Exception) and re.search(r"(^|[ `'(])--[a-z][a-z-]+", str(err)):
+            return " ".join(str(err).split())  # fairseq checks flags by bare exceptions that name them
+        missing = re.fullmatch(r"Dataset not found: (\S+) \((.*)\)", str(err))
+        if isinstance(err, FileNotFoundError) and missing:
+            return f"{missing[2]}: no split {missing[1]!r} (--train-subset, --valid-subset, --gen-subset)"
         context = err.__context__ if type(err) is Exception else None  # fairseq's trainer raises a bare Exception
         err = err.__cause__ or context
     return None

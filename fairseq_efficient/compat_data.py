@@ -45,10 +45,29 @@ def _why_broken(err: Exception) -> str | None:
     if text.startswith("Incorrect encoding"):
         return "not UTF-8; prepare the data again"
     if text.startswith("Incorrect dictionary format"):
-        return f"the line {text.partition(': ')[2][:60]} is not a symbol and its count"
+        line = " ".join(text.partition(": ")[2].split()).strip('" ')
+        return f"the line {line[:60]!r} is not a symbol and its count"
     if text.startswith("Duplicate word found"):
         return f"{text.partition(': ')[2].partition('. ')[0][:60]} is there twice"
     return None
+
+
+def name_broken_files(patch: Patch) -> None:
+    """Stock raises an assertion, or errors of numpy, for ``.bin`` and ``.idx`` that are damaged or of two data sets."""
+    from fairseq.data import data_utils
+
+    def make(stock: Any) -> Any:
+        def load_indexed_dataset(path: str, *args: Any, **kwargs: Any) -> Any:
+            from fairseq_efficient.data.token_files import check_files
+
+            index = Path(f"{path}.idx")
+            if index.is_file():
+                check_files(index)
+            return stock(path, *args, **kwargs)
+
+        return load_indexed_dataset
+
+    patch(data_utils, "load_indexed_dataset", make)
 
 
 def name_broken_labels(patch: Patch) -> None:

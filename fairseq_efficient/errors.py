@@ -13,6 +13,13 @@ class UserError(ValueError):
     """A wrong flag, file or line. The message names it, on one line."""
 
 
+class CannotWrite(OSError):
+    """A file that could not be written (a full disk, a folder that went away); what was there before still is."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's ``main`` and exit with 0 (done), 1 (the work failed), 2 (the command was wrong) or 130 (Ctrl-C).
 
@@ -23,6 +30,9 @@ def run_main(main: Callable[[], int | None]) -> None:
     except UserError as err:
         print(f"error: {err}", file=sys.stderr)
         status = 2
+    except CannotWrite as err:
+        print(f"error: {err}", file=sys.stderr)
+        status = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130

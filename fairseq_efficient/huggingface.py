@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.prepared import read_file
+from fairseq_efficient.text.reading import parse_json
 from fairseq_efficient.text.subwords import Subwords
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -57,7 +58,7 @@ class Source:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(read_file(path))
+        found = parse_json(read_file(path))
     except ValueError:
         found = None
     if not isinstance(found, dict):

@@ -124,6 +124,7 @@ def to_fairseq(source: Source, rows: Tensor, segments: bool) -> tuple[dict[str, 
 
 
 def has_lm_head(source: Source) -> bool:
+    """Whether a model of Hugging Face has the head of masked language models."""
     return any(f"{name}.weight" in source.weights for name in _LM_HEAD["dense"])
 
 

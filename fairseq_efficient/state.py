@@ -56,6 +56,7 @@ class SelfAttentionCache:
 
     @property
     def values(self) -> Tensor:
+        """(R, H, t, D)"""
         return self.buffer[:, 1, :, : self.length]
 
     def reorder(self, new_order: Tensor) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.text.reading import parse_json
 
 SUFFIX = ".safetensors"
 KEY, VERSION = "fairseq_efficient", 1
@@ -25,11 +26,12 @@ PATHS = frozenset({  # options that name places of the machine that trained the 
     "data", "plasma_path", "skim_teacher", "latency_table", "encoder_embed_path", "decoder_embed_path",
     "sentencepiece_model", "wordpiece_vocab", "bpe_codes", "bpe_vocab", "bpe_merges",
 })  # fmt: skip
+PRECISION = frozenset({"cpu_bf16"})  # it was trained so; whoever loads it decides anew
 SMALL = 1024  # numbers; what is smaller keeps its precision
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """The sections of a checkpoint's ``cfg`` that describe a model, as plain JSON without paths.
+    """The sections of a checkpoint's ``cfg`` that describe a model, as plain JSON without paths and precision.
 
     Raises:
         UserError: a section holds what JSON cannot (an old ``Namespace`` inside, a tensor).
@@ -41,7 +43,9 @@ def settings(config: Any) -> dict[str, Any]:
             section = vars(section)
         if section is not None:
             values = section.items() if isinstance(section, dict) else ()
-            found[name] = section if isinstance(section, str) else {k: v for k, v in values if k not in PATHS}
+            found[name] = (
+                section if isinstance(section, str) else {k: v for k, v in values if k not in PATHS | PRECISION}
+            )
     try:
         plain: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))
     except (TypeError, ValueError) as err:
@@ -144,7 +148,7 @@ def _digest(file: Any) -> str:
 def _about(header: str | None, path: str) -> dict[str, Any]:
     """The checked header; UserError if there is none, or another version's."""
     try:
-        about = json.loads(header or "null")
+        about = parse_json(header or "null")
     except ValueError:
         about = None
     shape: dict[str, Any] = {"version": int, "cfg": dict, "num_updates": int, "tied": dict, "sha256": str}

@@ -17,9 +17,18 @@ from fairseq_efficient.bench.rows import HEADER, check_writable, summary, table_
 from fairseq_efficient.bench.session import Session
 from fairseq_efficient.errors import UserError
 
+DTYPE = "of all models (default: fp32, on CUDA bf16); on the CPU bf16 is --cpu-bf16"
 
-def get_parser(description: str | None, epilog: str, rows: Sequence[str], sizes: str) -> argparse.ArgumentParser:
-    """The flags of every benchmark; ``rows``: names to choose from, ``sizes``: what ``--sizes`` says of itself."""
+
+def get_parser(
+    description: str | None, epilog: str, rows: Sequence[str], sizes: str, dtype: str = DTYPE
+) -> argparse.ArgumentParser:
+    """The flags of every benchmark.
+
+    Args:
+        rows: names to choose from. sizes, dtype: what these flags say of themselves; without ``dtype`` there is no such
+            flag.
+    """
     parser = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,22 +43,48 @@ def get_parser(description: str | None, epilog: str, rows: Sequence[str], sizes:
     parser.add_argument("--batch", type=int, default=1, help="rows in a batch (default: %(default)s)")
     parser.add_argument("--runs", type=int, metavar="N", help="timed calls of each variant (default: 5; --quick: 2)")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    if dtype:
+        parser.add_argument("--dtype", "--precision", choices=["fp32", "bf16"], help=dtype)
     return parser
 
 
-def check_flags(args: argparse.Namespace, rows: Sequence[str]) -> list[str]:
-    """The rows that are asked for (all by default). Raises UserError for flags that make no sense."""
+def check_flags(args: argparse.Namespace, rows: Sequence[str], quick: Sequence[str] = ()) -> list[str]:
+    """The rows that are asked for; by default all, with ``--quick`` those of ``quick``, if there are any.
+
+    Raises:
+        UserError: flags that make no sense.
+    """
     for flag in ("threads", "batch", "runs"):
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag} {value}: must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here")
-    names = args.rows.split(",") if args.rows else list(rows)
+    if args.rows:
+        return chosen("--rows", args.rows, rows)
+    return list(quick if args.quick and quick else rows)
+
+
+def chosen(flag: str, text: str, known: Iterable[str]) -> list[str]:
+    """``"a,b"`` -> ["a", "b"]. Raises UserError for a name that is not known."""
+    names, known = text.split(","), list(known)
     for name in names:
-        if name not in rows:
-            raise UserError(f"--rows {name}: not one of {', '.join(rows)}")
+        if name not in known:
+            raise UserError(f"{flag} {name}: not one of {', '.join(known)}")
     return names
+
+
+def dtype_of(args: argparse.Namespace) -> str:
+    """``--dtype``, or what the device does best."""
+    return str(args.dtype or ("bf16" if args.device == "cuda" else "fp32"))
+
+
+def limit(bench: Session, args: argparse.Namespace) -> None:
+    """How often a session times each call, with what, and whether it measures memory; ``--quick`` is as little as is
+    of use."""
+    bench.runs, bench.threads, bench.memory = args.runs or (2 if args.quick else 5), args.threads, not args.no_memory
+    if args.quick:
+        bench.long, bench.memory = 1.0, False
 
 
 def whole_numbers(flag: str, text: str, least: int) -> list[int]:
@@ -67,6 +102,25 @@ def check_files(args: argparse.Namespace) -> None:
     """UserError where ``--json`` or ``--png`` cannot be written."""
     for flag, path in (("--json", args.json), ("--png", args.png)):
         check_writable(path, flag)
+
+
+def main(
+    parser: argparse.ArgumentParser,
+    make_bench: Callable[[argparse.Namespace], tuple[Session, list[str]]],
+    parity: Callable[[Any], Iterable[Check]],
+    title: str,
+    axis: str = "tokens",
+) -> int:
+    """A whole benchmark; the exit status.
+
+    Args:
+        make_bench: flags -> the session and the names of its rows. parity: of the session's setup.
+        title, axis: what the picture calls ours and the sizes.
+    """
+    args = parser.parse_args()
+    check_files(args)
+    bench, names = make_bench(args)
+    return run(args, bench, names, lambda: parity(bench.setup), title, axis)
 
 
 def run(

@@ -13,6 +13,7 @@ FUSED_TRAINING = 3.5  # fused attention: two products forward, five backward, wh
 
 
 def linear(rows: int, fan_in: int, fan_out: int) -> int:
+    """A matrix product."""
     return 2 * rows * fan_in * fan_out
 
 
@@ -65,10 +66,12 @@ def chunked_attention(tokens: int, chunk: int | None, dim: int) -> int:
 
 
 def feed_forward(tokens: int, dim: int, ffn: int) -> int:
+    """Both products of a feed-forward layer."""
     return linear(tokens, dim, ffn) + linear(tokens, ffn, dim)
 
 
 def encoder_layer(tokens: int, dim: int, ffn: int, chunk: int | None = None) -> int:
+    """Projections, attention and feed-forward."""
     return 4 * linear(tokens, dim, dim) + chunked_attention(tokens, chunk, dim) + feed_forward(tokens, dim, ffn)
 
 

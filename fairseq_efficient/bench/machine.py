@@ -67,6 +67,7 @@ def _gpu(device: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
+    """Of Python and the packages that decide a measurement, as far as they are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -82,7 +83,7 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
     if commit is None:
         return None, None
     # what earlier measurements wrote into the tree is no change of what is measured
-    found = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/results")
+    found = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/results", ":!pretrained")
     return commit.strip(), bool((found or "").strip())
 
 

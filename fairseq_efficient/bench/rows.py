@@ -57,6 +57,7 @@ class Row:
         return None if self.bound is None else self.ratio / self.bound
 
     def as_dict(self) -> dict[str, Any]:
+        """As it is written; without what the row does not have."""
         found = {**asdict(self), "share_of_bound": self.share, "met": self.met}
         return {key: _rounded(value) for key, value in found.items() if value is not None or key in ALWAYS}
 
@@ -97,11 +98,13 @@ _WIDTHS = (44, 9, 9, 8, 14, 7, 7, 15, 15, 4)
 
 
 def table_line(cells: tuple[str, ...]) -> str:
+    """Cells in columns."""
     first, *others = zip(cells, _WIDTHS, strict=True)
     return "  ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)])
 
 
 def table_row(row: Row) -> str:
+    """A row as a line of the table."""
     goal = "" if row.goal is None else f"{'<=' if row.at_most else '>='} {row.goal:g}{row.unit}"
     verdict = {None: "", True: " met", False: " MISSED"}[row.met]
     share = "" if row.share is None else f"{100 * row.share:.0f} %"

@@ -1,13 +1,13 @@
 """What the benchmarks share: variants measured in turns, and rows that are collected and printed one by one."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fairseq_efficient.bench.memory import Peak, peak_memory
-from fairseq_efficient.bench.rows import Row, table_row
-from fairseq_efficient.bench.timing import LONG, Sample, take_turns
+from fairseq_efficient.bench.rows import Row, make_row, table_row
+from fairseq_efficient.bench.timing import LONG, Pair, Sample, take_turns
 
 Job = tuple[str, int]  # kind of variant, size
 
@@ -30,6 +30,7 @@ class Session:
     rows: list[Row] = field(default_factory=list)
 
     def measure(self, names: list[str]) -> None:
+        """Measure the rows of these names, one after the other."""
         for name in names:
             getattr(self, f"_{name}")()
 
@@ -65,6 +66,36 @@ class Session:
         known = {str(job): peak.sample for job, peak in peaks.items() if peak.sample is not None}
         samples = take_turns(calls, self.runs * more, self.setup.place, known, self.long)
         return {job: samples[str(job)] for job in jobs if str(job) in samples}, peaks
+
+    def _versus(
+        self,
+        name: str,
+        jobs: Sequence[Job],
+        samples: Mapping[Job, list[Sample]],
+        peaks: Mapping[Job, Peak],
+        gflop: Callable[..., float] | None = None,
+        tokens: float | None = None,
+        setup: Any = None,
+        part: str = "",
+        **more: Any,
+    ) -> None:
+        """Add a row of two jobs, ours and the baseline, unless one of them could not run.
+
+        Args:
+            gflop: of a job, ``gflop(kind, size, setup)``. tokens: that one call reads. setup: instead of the session's.
+            part: of the samples, instead of the whole. more: of :func:`make_row`.
+        """
+        if not all(job in samples for job in jobs):
+            return
+        ours, baseline = jobs
+        for who, job in (("ours", ours), ("baseline", baseline)):
+            more[f"{who}_mb"] = peaks[job].mb if job in peaks else None
+            if gflop is not None:
+                more[f"{who}_gflop"] = gflop(*job, setup or self.setup)
+        row = make_row(name, Pair.of(samples[ours], samples[baseline], part, part), **more)
+        if tokens is not None:
+            row.ours_tokens_per_s, row.baseline_tokens_per_s = tokens / row.ours_s, tokens / row.baseline_s
+        self._add(row)
 
     def _add(self, row: Row) -> None:
         self.rows.append(row)

@@ -23,10 +23,10 @@ def check_files(index: Path) -> None:
             if head[:8] != b"TNTIDX\0\0":
                 raise UserError(f"{index}: not an index that scripts/prepare_*.py or fairseq-preprocess writes")
             return  # another --dataset-impl
-        code, count = struct.unpack_from("<BQ", head.ljust(26, b"\0"), 17)
-        sizes = np.frombuffer(opened.read(4 * count), np.int32)
-    width = np.dtype(fairseq_dtypes[code]).itemsize if code in fairseq_dtypes else 0
-    if len(head) < 26 or len(sizes) < count or index.stat().st_size < 26 + 12 * count:
+    code, count = struct.unpack_from("<BQ", head.ljust(26, b"\0"), 17)
+    if len(head) < 26 or index.stat().st_size < 26 + 12 * count:
         raise UserError(f"{index} is cut off; prepare the data again")
+    sizes = np.frombuffer(np.memmap(index, mode="r"), np.int32, count, 26)
+    width = np.dtype(fairseq_dtypes[code]).itemsize if code in fairseq_dtypes else 0
     if not width or data.stat().st_size < width * int(sizes.sum(dtype=np.int64)):
         raise UserError(f"{data} is cut off, or of another {index.name}; prepare the data again")

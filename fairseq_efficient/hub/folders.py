@@ -15,6 +15,7 @@ from fairseq_efficient.errors import UserError
 from fairseq_efficient.hub.loading import DICTIONARIES
 from fairseq_efficient.tensor_files import tensor_file
 from fairseq_efficient.text.prepared import FORMAT, read_file, staging
+from fairseq_efficient.text.reading import parse_json
 
 WEIGHTS, CARD, REPORT = "model.safetensors", "README.md", "prepare.json"
 BESIDE = (*DICTIONARIES, "dict.tgt.txt", "label/dict.txt", "spm.model", "tokenizer.json")
@@ -96,7 +97,7 @@ def _get(state: dict[str, Any], section: str, name: str) -> Any:
 
 def _report(path: Path) -> str:
     try:
-        whole = json.loads(read_file(path))
+        whole = parse_json(read_file(path))
         options = {name: whole["options"][name] for name in OPTIONS if name in whole["options"]}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged; prepare the data again") from None

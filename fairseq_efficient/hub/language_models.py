@@ -29,10 +29,12 @@ class LanguageModelInterface(GeneratorHubInterface):
 
     @property
     def model(self) -> Any:
+        """The model itself."""
         return self.models[0]
 
     @property
     def dictionary(self) -> Any:
+        """fairseq's dictionary of its symbols."""
         return self.task.source_dictionary
 
     # --- texts ------------------------------------------------------------------------------------------------------

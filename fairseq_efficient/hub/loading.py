@@ -97,4 +97,20 @@ class Pretrained:
 
     @classmethod
     def hub_models(cls) -> dict[str, str]:
+        """None by name: a model is a folder or a file."""
         return {}
+
+
+class PretrainedLanguageModel(Pretrained):
+    """The same for language models: texts are continued and scored."""
+
+    hub_example = (
+        'print(model.generate("We must", length=100, sampling=True, sampling_topk=10))\n'
+        'print(model.score("We must")["bits_per_character"])'
+    )
+
+    @classmethod
+    def hub_interface(cls) -> Any:
+        from fairseq_efficient.hub.language_models import LanguageModelInterface
+
+        return LanguageModelInterface

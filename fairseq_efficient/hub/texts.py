@@ -1,6 +1,5 @@
 """Text as the tokens a model was trained on, and back: what the prepared data says about it."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from fairseq_efficient.text.lm_binarize import Coder
 from fairseq_efficient.text.lm_clean import clean_text
 from fairseq_efficient.text.lm_subwords import SubwordCoder
 from fairseq_efficient.text.prepared import read_file
+from fairseq_efficient.text.reading import parse_json
 from fairseq_efficient.text.symbols import NEWLINE, SPACE, SPECIALS, decode_bytes, decode_characters
 
 MODEL = "spm.model"
@@ -40,7 +40,7 @@ def text_coder(folder: Path, dictionary: Any) -> TextCoder | None:
     if not path.is_file():
         return None
     try:
-        options: dict[str, Any] = json.loads(read_file(path))["options"]
+        options: dict[str, Any] = parse_json(read_file(path))["options"]
         kind = options.get("symbols")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: damaged; prepare the data again") from None

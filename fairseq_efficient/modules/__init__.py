@@ -1,0 +1,1 @@
+"""Parts of models, built from plain values."""

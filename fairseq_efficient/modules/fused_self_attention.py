@@ -24,6 +24,7 @@ class FusedSelfAttention(nn.Module):
         self.out_proj = nn.Linear(heads * head_dim, embed_dim, bias)
 
     def dropout_now(self) -> float:
+        """The probability of this pass: 0 outside training."""
         return self.dropout if self.training else 0.0
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

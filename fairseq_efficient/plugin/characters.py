@@ -24,6 +24,8 @@ class BytesConfig(FairseqDataclass):
 
 @register_bpe("dp_characters", dataclass=CharactersConfig)
 class Characters:
+    """Text as the symbols that scripts/prepare_lm.py makes of characters."""
+
     def __init__(self, cfg: CharactersConfig) -> None:
         pass
 
@@ -36,6 +38,8 @@ class Characters:
 
 @register_bpe("dp_bytes", dataclass=BytesConfig)
 class Bytes:
+    """Text as the symbols that scripts/prepare_lm.py makes of bytes."""
+
     def __init__(self, cfg: BytesConfig) -> None:
         pass
 

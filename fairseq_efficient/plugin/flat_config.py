@@ -2,14 +2,18 @@
 
 fairseq cannot parse overrides of a registered ``TransformerConfig`` subclass (its encoder and decoder parts are
 nested), so models register a flat dataclass (``encoder_embed_dim``, ``decoder_layers`` ...) and derive the nested
-one in ``build_model`` with :func:`nested_transformer_config`.
+one in ``build_model`` with :func:`nested_transformer_config`. Architectures of any model: :class:`Architectures`.
 """
 
 import dataclasses
-from dataclasses import field, fields, make_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
+from types import MappingProxyType
 from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model
 from fairseq.models.transformer.transformer_config import (
     DecoderConfig,
     EncDecBaseConfig,
@@ -75,6 +79,65 @@ def with_defaults(dataclass: type, name: str, values: dict[str, Any]) -> type:
         (key, known[key].type, field(default=value, metadata=known[key].metadata)) for key, value in values.items()
     ]
     return make_dataclass(name, changed, bases=(dataclass,))
+
+
+@dataclass
+class AdaptiveSoftmaxConfig(FairseqDataclass):
+    """Flags that :func:`fairseq_efficient.modules.adaptive_softmax.read_cutoffs` reads."""
+
+    adaptive_softmax_cutoff: Optional[str] = field(
+        default=None,
+        metadata={"help": "ids at which tails begin, separated by commas (scripts/optimal_cutoffs.py); none: softmax"},
+    )
+    adaptive_softmax_dropout: float = field(default=0.0, metadata={"help": "dropout on its input, and inside tails"})
+    adaptive_softmax_factor: float = field(default=4.0, metadata={"help": "each tail is so many times narrower"})
+    adaptive_input: bool = field(default=False, metadata={"help": "embeddings of rare types are narrower too"})
+    adaptive_input_cutoff: Optional[str] = field(
+        default=None, metadata={"help": "ids at which they narrow (default: --adaptive-softmax-cutoff)"}
+    )
+    adaptive_input_factor: float = field(default=4.0, metadata={"help": "so many times each"})
+    tie_adaptive_weights: bool = field(
+        default=False, metadata={"help": "adaptive softmax and adaptive input share their embeddings"}
+    )
+    tie_adaptive_proj: bool = field(default=False, metadata={"help": "and the projections of narrower bands"})
+
+
+class Architectures:
+    """Mixin for models. Each architecture is a registered model of its own whose dataclass has the sizes as defaults.
+
+    An architecture *function* would act on the ``--arch`` route only: on hydra's, the dataclass fills the fields first.
+    ``config``: the dataclass of all flags; ``arch``, ``sizes``: name of an architecture, and its defaults.
+    """
+
+    arch: str
+    config: type
+    sizes: Mapping[str, Any] = MappingProxyType({})
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        # with defaults, so that a task that shares a flag (--max-source-positions) sees the architecture's value; set
+        # afterwards, because fairseq makes a switch whose default is True one that turns itself off
+        gen_parser_from_dataclass(parser, cls.config(), delete_default=False)
+        parser.set_defaults(**cls.sizes)
+
+
+def register_architectures(model: type[Architectures], architectures: Mapping[str, dict[str, Any]]) -> None:
+    """Register a subclass of ``model`` for each architecture: name -> values of its flags."""
+    for arch, values in architectures.items():
+        name = "".join(part.title() for part in arch.split("_"))
+        about = {"__module__": model.__module__, "__doc__": f"``--arch {arch}``", "arch": arch, "sizes": values}
+        config = with_defaults(model.config, f"{name}Config", values)
+        register_model(arch, dataclass=config)(type(f"{name}Model", (model,), about))
+
+
+def given(cfg: Any, dataclass: type, names: Iterable[str]) -> list[str]:
+    """Those of the names whose value in ``cfg`` is not the default of ``dataclass``."""
+    found = []
+    for name in names:
+        value, default = getattr(cfg, name), getattr(dataclass, name)
+        if (str(value) if isinstance(default, str) else value) != default:  # a choice is an enum, or its text
+            found.append(name)
+    return found
 
 
 def complete_config(cfg: Any, dataclass: type) -> Any:

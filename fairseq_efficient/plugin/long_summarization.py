@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import json
 import logging
 import os
 from dataclasses import dataclass, field, fields
@@ -20,6 +19,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_l
 
 from fairseq_efficient.data.long_documents import LongDocumentDataset, cut_targets, select_rows
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.text.reading import parse_json
 from fairseq_efficient.text.rouge import KINDS, score_pair
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ ANY_LENGTH = int(1e9)
 
 @dataclass
 class LongSummarizationConfig(TranslationConfig):
+    """Flags of ``long_summarization``."""
+
     source_lang: Optional[str] = field(
         default=None,
         metadata={"help": "suffix of the documents (default: read off the files, else src)", "argparse_alias": "-s"},
@@ -69,7 +71,7 @@ class LongSummarizationConfig(TranslationConfig):
 def generation_args(text: Optional[str]) -> Dict[str, Any]:
     """``--eval-rouge-args``; UserError unless it is a JSON object of fairseq generation options."""
     try:
-        found = json.loads(text or "{}")
+        found = parse_json(text or "{}")
     except ValueError as err:
         raise UserError(f"--eval-rouge-args: not JSON ({err})") from None
     if not isinstance(found, dict):

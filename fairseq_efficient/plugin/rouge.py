@@ -10,6 +10,8 @@ from fairseq_efficient.text.rouge import Rouge, corpus_rouge
 
 @dataclass
 class RougeScorerConfig(FairseqDataclass):
+    """Flags of ``--scoring rouge``."""
+
     rouge_no_stemmer: bool = field(default=False, metadata={"help": "compare words as they are, not their stems"})
     rouge_bootstrap: int = field(default=1000, metadata={"help": "bootstrap samples of the 95 %% interval; 0: none"})
     rouge_seed: int = field(default=1, metadata={"help": "seed of the bootstrap"})

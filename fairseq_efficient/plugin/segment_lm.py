@@ -35,6 +35,8 @@ REFUSED = {
 
 @dataclass
 class SegmentLMConfig(LanguageModelingConfig):
+    """Flags of ``segment_lm``."""
+
     tokens_per_sample: int = field(
         default=0,
         metadata={

@@ -13,6 +13,8 @@ from fairseq_efficient.text.subwords import read_subwords
 
 @dataclass
 class WordPieceConfig(FairseqDataclass):
+    """Flags of ``--bpe wordpiece``."""
+
     wordpiece_vocab: Optional[str] = field(
         default=None,
         metadata={

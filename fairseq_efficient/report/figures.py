@@ -46,6 +46,7 @@ class Line:
 
 
 def series_color(number: int) -> str:
+    """Of a line or bar; they repeat."""
     return _SERIES_STAND_INS[number % SERIES]
 
 

@@ -71,6 +71,7 @@ def _lines(models: Sequence[LanguageModel], series: Series, more: Sequence[tuple
 
 
 def named(name: str) -> Series:
+    """A series that is called what fairseq logs it as."""
     return lambda model, training: model.series(name, training)
 
 

@@ -52,14 +52,6 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Name and value pairs."""
-
-    kind: ClassVar[str] = "facts"
-    facts: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
 class Code:
     """Commands or other text to be shown as it is, folded away under ``title``."""
 
@@ -78,6 +70,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
+    """Texts side by side, one group after another."""
+
     kind: ClassVar[str] = "samples"
     samples: Sequence[Sample]
 

@@ -5,7 +5,6 @@ engine over the same texts: data, batch, order, model, seconds, gflop). Engines 
 ``dense`` model's weights in fairseq, padded; ``dense`` and the others are models of the rows.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +13,10 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.text.reading import parse_json
 
 DENSE, STOCK = "dense", "stock"
+LIMIT = 1.0  # points below the dense model that a faster one may be, to be called as good
 
 
 class Point(NamedTuple):
@@ -110,7 +111,7 @@ class SpeedQuality:
 def read_speed_quality(path: Path) -> list[SpeedQuality]:
     """Each data set of a file. UserError for a file of something else."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
         found = [SpeedQuality.of(document, name) for name in document["sets"]]
         for one in found:
             one.points()

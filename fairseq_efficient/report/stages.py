@@ -19,6 +19,8 @@ from typing import Any
 
 from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.report.train_log import EPOCH, INNER, parse_line
+from fairseq_efficient.systems import PACKAGES
+from fairseq_efficient.text.reading import parse_json
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Stage:
 def read_stages(path: Path) -> list[Stage]:
     """Stages in the order they were first run; unknown keys are left out. UserError for a broken file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         names = Stage.__dataclass_fields__
         if not isinstance(found, list):
             raise TypeError
@@ -97,7 +99,7 @@ class Readable:
         self.inside = text.endswith("(")  # the model, printed over many lines
         if level in ("WARNING", "ERROR"):
             return None if "BLEU" in text else f"{level.lower()}: {text}"
-        ours = name.startswith(("fairseq_efficient", "deep_pyramidion", "dynamic_pooling")) and level == "INFO"
+        ours = name.startswith(PACKAGES) and level == "INFO"
         return text if ours or re.match(r"Loaded checkpoint|done training|num\. shared|Translated", text) else None
 
     def _progress(self, count: int, total: int) -> str | None:
@@ -167,6 +169,7 @@ def run_stage(path: Path, name: str, command: list[str], readable: Readable | No
 
 
 def main() -> int:
+    """Run a command, and keep its time and memory for a report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, required=True, help="where time and memory are kept (JSON)")
     parser.add_argument("--name", required=True, help="name of the stage")

@@ -1,6 +1,5 @@
 """Sections of a report on a summarization system: scores beside floors, learning curves, summaries, stages."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from fairseq_efficient.report.parts import Code, Figure, Sample, Samples, Sectio
 from fairseq_efficient.report.stages import Stage, duration
 from fairseq_efficient.report.train_log import EPOCH, INNER, TrainLog
 from fairseq_efficient.text.floors import floors, lead
+from fairseq_efficient.text.reading import parse_json
 from fairseq_efficient.text.rouge import KINDS, LABELS, corpus_rouge, mean_words, score_pair
 from fairseq_efficient.text.sentences import plain
 
@@ -30,7 +30,7 @@ class Split:
 def read_scores(path: Path) -> Scores:
     """What ``scripts/score_rouge.py --json`` wrote. UserError if it is something else."""
     try:
-        found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, dict[str, Any]] = parse_json(path.read_text(encoding="utf-8"))
         for scores in found.values():
             for name in ("pairs", "words", "reference_words"):
                 float(scores[name])

@@ -1,6 +1,5 @@
 """fairseq's training log as numbers: the JSON lines that ``--log-format json --log-file FILE`` writes."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.reading import Bad, read_lines
+from fairseq_efficient.text.reading import Bad, parse_json, read_lines
 
 INNER, EPOCH = "train_inner", "train"
 
@@ -88,7 +87,7 @@ def parse_line(line: str) -> tuple[str, dict[str, float]] | None:
     head, brace, body = line.partition("{")
     if not brace or not body.startswith('"') or head.rstrip()[-1:] not in ("", "|", ":"):
         return None
-    values = json.loads(brace + body)
+    values = parse_json(brace + body)
     counter = next((name for name in values if name.endswith("num_updates")), None)
     if counter is None:
         return None
@@ -105,6 +104,7 @@ def _number(value: Any) -> float | None:
 
 
 def parse(lines: Iterable[str]) -> TrainLog:
+    """The entries of a log's lines; lines that cannot be read are counted."""
     log = TrainLog()
     for line in lines:
         try:

@@ -1,0 +1,1 @@
+"""From corpora to binarised data, and back to scores."""

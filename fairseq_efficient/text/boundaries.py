@@ -92,12 +92,6 @@ def boundaries_of(text: str | bytes, processor: Any) -> np.ndarray:
     return Segmenter(processor).boundaries(text)
 
 
-def segments_of(text: str, processor: Any) -> list[str]:
-    """The segments themselves; joined they are the text."""
-    ends = np.flatnonzero(boundaries_of(text, processor)) + 1
-    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-
 def whole_words(blocks: Iterable[Any], end: bool = True, longest: int | None = None) -> Iterator[Any]:
     """Blocks (all ``str`` or all ``bytes``) that end after a separator (END is one if ``end``), so that no word is cut.
 

@@ -26,12 +26,14 @@ from fairseq_efficient.text.classification_read import Item, Labelled
 from fairseq_efficient.text.classification_rows import Coder
 from fairseq_efficient.text.holdout import split_lines, split_tokens, spread
 from fairseq_efficient.text.prepared import package_versions, sha256_or_none, staging, write_report
-from fairseq_efficient.text.reading import Bad, unusable
+from fairseq_efficient.text.reading import Bad, parse_json, unusable
 from fairseq_efficient.text.subwords import (
+    Subwords,
     dictionary_beside,
     dictionary_text,
     find_tokenizer,
     read_subwords,
+    train_subwords,
 )
 from fairseq_efficient.text.symbols import EOS, SPECIALS, UNK
 
@@ -46,6 +48,7 @@ class Options:
 
     destination: Path
     tokenizer: Path
+    types: int | None = None  # train a tokenizer of so many on train; ``tokenizer`` is not read then
     dict_file: Path | None = None
     cased: bool | None = None  # of a vocab.txt
     max_tokens: int = 512  # of the whole row, its special tokens included
@@ -65,6 +68,8 @@ class Options:
         held = [name for name, _ in self.holdout]
         positions = self.model_positions() or self.max_tokens
         for wrong, why in (
+            (self.types is not None and "train" not in names, "--vocab-size: there is no split named train"),
+            (self.types is not None and self.dict_file, "--vocab-size: makes the dictionary, so --dict has no use"),
             (self.max_tokens < 8, f"--max-tokens {self.max_tokens}: must be at least 8"),
             (self.max_tokens > positions, f"--max-tokens {self.max_tokens}: the tokenizer's model reads {positions}"),
             (self.regression and self.classes, "--labels: there are none with --regression"),
@@ -87,19 +92,23 @@ class Options:
 
     def model_positions(self) -> int | None:
         """Tokens that the model reads which scripts/convert/from_huggingface.py wrote beside the tokenizer, if any."""
+        if self.types is not None:
+            return None
         folder = self.tokenizer if self.tokenizer.is_dir() else self.tokenizer.parent
         try:
-            return int(json.loads((folder / "convert.json").read_text(encoding="utf-8"))["model"]["max_positions"])
+            return int(parse_json((folder / "convert.json").read_bytes())["model"]["max_positions"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def fingerprint(self) -> dict[str, Any]:
         """The options that change the result, JSON-able."""
         same = ("cased", "max_tokens", "separator", "regression", "top", "skip_bad", "keep_text", "by_length")
-        tokenizer = find_tokenizer(self.tokenizer)
-        beside = tokenizer.with_name("dict.txt")
-        dictionary = self.dict_file or (beside if beside.is_file() else None)
-        files = {"tokenizer_sha256": sha256_or_none(tokenizer), "dict_sha256": sha256_or_none(dictionary)}
+        files: dict[str, Any] = {"types": self.types}
+        if self.types is None:
+            tokenizer = find_tokenizer(self.tokenizer)
+            beside = tokenizer.with_name("dict.txt")
+            dictionary = self.dict_file or (beside if beside.is_file() else None)
+            files = {"tokenizer_sha256": sha256_or_none(tokenizer), "dict_sha256": sha256_or_none(dictionary)}
         lists = {"classes": list(self.classes), "holdout": [list(one) for one in self.holdout]}
         return {**self.inputs, **{name: getattr(self, name) for name in same}, **lists, **files}
 
@@ -313,6 +322,21 @@ def training_flags(report: dict[str, Any], positions: int | None) -> str:
     return flags + (" --no-shuffle" if report["by_length"] else "")
 
 
+def _tokenizer(read: Callable[[], Iterable[Item]], options: Options) -> tuple[Subwords, list[str], bytes, np.ndarray]:
+    """The tokenizer, given or trained on train; the dictionary's symbols and content; id -> index in it."""
+    if options.types is not None:
+        print(f"training sub-words of {options.types:,} types on train", flush=True)
+        good = (item for split, item in read() if split == "train" and isinstance(item, Labelled))
+        texts = (text for item in good for text in item.texts if not unusable(text))
+        subwords = train_subwords(texts, options.types, bool(options.cased))
+        symbols = subwords.dictionary()
+        return subwords, symbols, dictionary_text(symbols).encode(), subwords.table(symbols, "dict.txt")
+    subwords = read_subwords(options.tokenizer, options.cased)
+    symbols, content = dictionary_beside(options.tokenizer, subwords, options.dict_file)
+    name = str(options.dict_file or find_tokenizer(options.tokenizer).with_name("dict.txt"))
+    return subwords, symbols, content or dictionary_text(symbols).encode(), subwords.table(symbols, name)
+
+
 def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Options) -> dict[str, Any]:
     """Write the splits ``names`` into the destination; returns the report (also in prepare.json).
 
@@ -320,10 +344,7 @@ def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Optio
     dictionary's, an empty split and, unless ``skip_bad``, for the first text that cannot be used.
     """
     options.check(names)
-    subwords = read_subwords(options.tokenizer, options.cased)
-    symbols, content = dictionary_beside(options.tokenizer, subwords, options.dict_file)
-    content = content or dictionary_text(symbols).encode()
-    table = subwords.table(symbols, str(options.dict_file or find_tokenizer(options.tokenizer).with_name("dict.txt")))
+    subwords, symbols, content, table = _tokenizer(read, options)
     dtype = token_dtype(len(symbols) + len(SPECIALS) + 1)
     coder = Coder(subwords, table, dtype, options.max_tokens, options.separator)
     with staging(options.destination) as out:

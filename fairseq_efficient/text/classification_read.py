@@ -9,7 +9,7 @@ from typing import Any
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.formats import read_json_lines
-from fairseq_efficient.text.reading import MAX_LINE_BYTES, Bad, open_binary, read_lines
+from fairseq_efficient.text.reading import BROKEN, MAX_LINE_BYTES, Bad, open_binary, read_lines
 
 FORMATS = ("tsv", "csv", "jsonl", "yelp", "squad")
 _ESCAPE = re.compile(r'\\[n"\\]')
@@ -168,7 +168,10 @@ def read_split(path: Path, form: str, fields: Fields, quoted: bool = False) -> I
 
 def _read_text(path: Path, encoding: str) -> str | Bad:
     with open_binary(path) as stream:
-        raw = stream.read(MAX_LINE_BYTES + 1)
+        try:
+            raw = stream.read(MAX_LINE_BYTES + 1)
+        except BROKEN as err:
+            return Bad(str(path), f"broken: {err}")
     if len(raw) > MAX_LINE_BYTES:
         return Bad(str(path), f"longer than {MAX_LINE_BYTES / 2**20:.0f} MB")
     if b"\0" in raw:

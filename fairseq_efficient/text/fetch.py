@@ -38,6 +38,7 @@ def default_cache() -> Path:
 
 
 def sha256_of(path: Path) -> str:
+    """Of a file, in hex."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

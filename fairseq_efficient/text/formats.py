@@ -1,14 +1,13 @@
 """Readers of summarization data: each yields :class:`Example` or, for a line that cannot be used, :class:`Bad`."""
 
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.reading import Bad, Example, Line, read_lines
+from fairseq_efficient.text.reading import Bad, Example, Line, parse_json, read_lines
 
 _COHAN_TAG = re.compile(r"</?S>")
 _GEVAL_ESCAPE = re.compile(r"\\[nt\\]")
@@ -16,9 +15,9 @@ _GEVAL_ESCAPE = re.compile(r"\\[nt\\]")
 
 def _record(line: Line) -> dict[str, Any] | Bad:
     try:
-        record = json.loads(line.text)
-    except (ValueError, RecursionError) as err:
-        return Bad(line.where, f"not JSON ({getattr(err, 'msg', None) or type(err).__name__})")
+        record = parse_json(line.text)
+    except ValueError as err:
+        return Bad(line.where, f"not JSON ({getattr(err, 'msg', None) or err})")
     return record if isinstance(record, dict) else Bad(line.where, "not a JSON object")
 
 

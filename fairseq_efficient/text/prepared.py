@@ -6,14 +6,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.text.reading import parse_json
 
 FORMAT = 1  # of prepare.json
+Report = dict[str, Any]
 
 
 class Prepared(Protocol):
@@ -29,6 +32,7 @@ class Prepared(Protocol):
 
 
 def read_file(path: Path) -> bytes:
+    """The content; UserError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as err:
@@ -36,6 +40,7 @@ def read_file(path: Path) -> bytes:
 
 
 def sha256_or_none(path: Path | None) -> str | None:
+    """Of a file's content; None for no file."""
     return None if path is None else hashlib.sha256(read_file(path)).hexdigest()
 
 
@@ -88,7 +93,7 @@ def _files(folder: Path) -> list[str]:
 def _made_here(destination: Path) -> dict[str, Any] | None:
     """prepare.json of a folder that an earlier run wrote, or None."""
     with contextlib.suppress(OSError, ValueError):
-        report = json.loads((destination / "prepare.json").read_text(encoding="utf-8"))
+        report = parse_json((destination / "prepare.json").read_text(encoding="utf-8"))
         if isinstance(report, dict) and report.get("format") == FORMAT:
             return report
     return None
@@ -115,6 +120,16 @@ def existing(options: Prepared) -> dict[str, Any] | None:
     if foreign:
         raise UserError(f"{dest}: --overwrite would delete {foreign[0]}, which this script did not make; move it away")
     return None
+
+
+def prepare_once(options: Prepared, make: Callable[[], Report], show: Callable[[Report], None]) -> None:
+    """What the preparing scripts do: ``make`` the data and ``show`` the report, unless an identical run has."""
+    if existing(options) is not None:
+        print(f"{options.destination}: already prepared with these options, nothing to do")
+        return
+    start = time.time()
+    show(make())
+    print(f"wrote {options.destination} in {time.time() - start:.1f} s")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 import bz2
 import gzip
+import json
 import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from typing import Any, BinaryIO, cast
 from fairseq_efficient.errors import UserError
 
 MAX_LINE_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 256 * 2**20  # of a file that is read whole, unpacked
+BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError)  # what reading a damaged archive raises
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 
@@ -39,6 +43,8 @@ class Bad:
 
 @dataclass(frozen=True)
 class Line:
+    """``where``: its file and number, for messages."""
+
     where: str
     text: str
 
@@ -77,8 +83,34 @@ def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Line | B
                 if number == 1:
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
                 yield decode_line(raw, f"{path}:{number}")
-        except (EOFError, OSError, zlib.error, lzma.LZMAError) as err:
+        except BROKEN as err:
             raise UserError(f"{path}: broken after line {number}: {err}") from None
+
+
+def read_typed() -> Iterator[Line | Bad]:
+    """Lines of the standard input, each as soon as it is there."""
+    for number, raw in enumerate(iter(sys.stdin.buffer.readline, b""), start=1):
+        yield decode_line(raw, f"standard input, line {number}")
+
+
+def read_whole(path: Path) -> bytes:
+    """A plain, .gz, .xz or .bz2 file. UserError if it is missing, broken, or unpacks to more than MAX_FILE_BYTES."""
+    with open_binary(path) as stream:
+        try:
+            raw = stream.read(MAX_FILE_BYTES + 1)
+        except BROKEN as err:
+            raise UserError(f"{path}: broken: {err}") from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise UserError(f"{path}: larger than {MAX_FILE_BYTES / 2**20:.0f} MB unpacked")
+    return raw
+
+
+def parse_json(text: str | bytes) -> Any:
+    """``json.loads``; ValueError also for what is nested too deep for it."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def unusable(text: str) -> str | None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
-from nltk.stem.porter import PorterStemmer
 from rouge_score import tokenize as rouge_tokenize
 
 from fairseq_efficient.errors import UserError
@@ -30,6 +29,8 @@ class _CachedStemmer:
     """The Porter stemmer with a memory: most words come again."""
 
     def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer  # brings all of nltk, which no command but scoring needs
+
         self.stem = functools.lru_cache(maxsize=200_000)(PorterStemmer().stem)
 
 

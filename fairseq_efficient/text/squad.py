@@ -19,7 +19,7 @@ from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.binarize import TokenWriter, token_dtype
 from fairseq_efficient.text.classification import TOKENIZER, Options
 from fairseq_efficient.text.prepared import package_versions, staging, write_report
-from fairseq_efficient.text.reading import Bad, open_binary, unusable
+from fairseq_efficient.text.reading import Bad, parse_json, read_whole, unusable
 from fairseq_efficient.text.subwords import (
     Subwords,
     dictionary_beside,
@@ -58,18 +58,14 @@ class Squad:
 
 
 def _load(path: Path) -> Any:
-    with open_binary(path) as stream:
-        try:
-            raw = stream.read()
-        except (EOFError, OSError, ValueError) as err:
-            raise UserError(f"{path}: broken: {err}") from None
+    raw = read_whole(path)
     try:
-        return json.loads(raw.decode("utf-8-sig"))
+        return parse_json(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as err:
         raise UserError(f"{path}: not UTF-8 (byte {raw[err.start]:#04x} at offset {err.start})") from None
-    except (ValueError, RecursionError) as err:
+    except ValueError as err:
         place = f":{err.lineno}" if isinstance(err, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{place}: not JSON ({getattr(err, 'msg', None) or type(err).__name__})") from None
+        raise UserError(f"{path}{place}: not JSON ({getattr(err, 'msg', None) or err})") from None
 
 
 def _member(holder: Any, name: str, kind: type, where: str) -> Any:

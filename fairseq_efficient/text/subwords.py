@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.prepared import read_file
@@ -198,6 +198,25 @@ def _join_wordpieces(tokens: Sequence[str]) -> str:
         text.append(token if glue or apostrophe or token in _GLUED_LEFT else f" {token}")
         glue = apostrophe or token in _GLUED_RIGHT
     return "".join(text)
+
+
+def train_subwords(texts: Iterable[str], types: int, cased: bool = False) -> Subwords:
+    """Byte-level BPE of ``types`` tokens (fairseq's four and the mask included), or fewer if the texts have no more.
+
+    Deterministic, which the library's trainer of WordPiece is not. UserError for fewer than all bytes need.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if types < len(alphabet) + len(_ANGLES):
+        raise UserError(f"--vocab-size {types}: must be at least {len(alphabet) + len(_ANGLES)} (all bytes are in it)")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = None if cased else normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=types, special_tokens=list(_ANGLES), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return Subwords(tokenizer, f"--vocab-size {types}")
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ def check_arguments(
     dropout_p: float,
     window: int | None,
 ) -> None:
+    """Raises ValueError for shapes or values that :func:`fast.relative_attention` does not take."""
     if q.dim() != 4 or k.dim() != 4 or v.shape != k.shape or k.shape[:2] != q.shape[:2] or k.size(3) != q.size(3):
         raise ValueError(f"q (B, H, T, d), k and v (B, H, S, d) expected, got {_shapes(q, k, v)}")
     if k.size(2) < q.size(2):

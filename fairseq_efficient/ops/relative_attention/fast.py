@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from fairseq_efficient.ops.relative_attention.common import check_arguments
 
 _QUERIES = 128  # per tile, about
-_TILE = {"cpu": 1 << 19, "cuda": 1 << 25}  # scores per tile, about: what stays in a CPU's cache
+_TILE = {"cpu": 1 << 20, "cuda": 1 << 25}  # scores per tile, about: what stays in a CPU's cache
 
 
 def relative_attention(

@@ -65,6 +65,7 @@ def check_pool_arguments(
     groups: int | None,
     null: Tensor | None,
 ) -> None:
+    """Raises ValueError for shapes that :func:`fast.segment_pool` does not take."""
     if kind not in ("mean", "last"):
         raise ValueError(f"kind must be 'mean' or 'last', got {kind!r}")
     if estimator not in ("interior", "both"):
@@ -83,5 +84,6 @@ def check_pool_arguments(
 
 
 def check_upsample_arguments(values: Tensor, ids: Tensor) -> None:
+    """Raises ValueError unless values are (B, S, C) and ids (B, T) segments of them."""
     if values.dim() != 3 or ids.dim() != 2 or ids.size(0) != values.size(0):
         raise ValueError(f"values (B, S, D) and ids (B, T) expected, got {tuple(values.shape)}, {tuple(ids.shape)}")

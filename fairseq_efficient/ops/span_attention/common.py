@@ -24,7 +24,12 @@ def soft_mask(spans: Tensor, ramp: int, distances: int) -> Tensor:
 
 
 def span_width(span: float, ramp: int, most: int) -> int:
-    """How many distances a head with this span sees: those whose mask is not 0, at most ``most``."""
+    """How many distances a head with this span sees: those whose mask is not 0, at most ``most``.
+
+    A span that is not a number sees all, so that it reaches the loss and stops a training there.
+    """
+    if math.isnan(span):
+        return most
     return max(0, min(most, math.ceil(span) + ramp))
 
 
@@ -61,6 +66,7 @@ def check_arguments(
     constant: tuple[Tensor, Tensor] | None,
     dropout_p: float,
 ) -> None:
+    """Raises ValueError for shapes or values that :func:`fast.span_attention` does not take."""
     if q.dim() != 4 or k.dim() != 4 or v.shape != k.shape or k.shape[:2] != q.shape[:2] or k.size(3) != q.size(3):
         raise ValueError(f"q (B, H, M, d), k and v (B, H, K, d) expected, got {_shapes(q, k, v)}")
     batch, heads, queries, dim = q.shape
@@ -79,6 +85,7 @@ def check_arguments(
 
 
 def check_keys(q: Tensor, k: Tensor) -> None:
+    """Raises ValueError for fewer keys than queries."""
     if k.size(2) < q.size(2):
         raise ValueError(f"at least as many keys as queries expected, got {_shapes(q, k)}")
 

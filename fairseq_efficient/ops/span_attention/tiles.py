@@ -42,6 +42,7 @@ class Tile(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(pairs of row and head, queries, keys)."""
         return self.p1 - self.p0, self.i1 - self.i0, self.hi - self.lo
 
 
@@ -136,6 +137,7 @@ class Group:
         return some
 
     def tiles(self) -> Iterator[Tile]:
+        """All tiles of the group, queries first."""
         for i0 in range(0, self.queries, self.step):
             i1 = min(i0 + self.step, self.queries)
             reach = self.kept + i0  # keys before the first query
@@ -190,6 +192,7 @@ class Workspace:
         self._bands: tuple[int, ...] = ()  # form of the tile whose gaps are -inf in ``scores``
 
     def other(self) -> Tensor:
+        """A memory like that of the scores."""
         return torch.empty_like(self.scores)
 
     def by_key(self, memory: Tensor, tile: Tile) -> Tensor:
@@ -247,4 +250,5 @@ class Workspace:
 
 
 def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of ``number`` up to ``limit``; 1 if there is none."""
     return max(one for one in range(1, number + 1) if number % one == 0 and one <= max(1, limit))

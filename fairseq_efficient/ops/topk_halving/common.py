@@ -24,6 +24,7 @@ def num_rounds(n: int, k: int) -> int:
 
 
 def check_arguments(values: Tensor, scores: Tensor, k: int, padding_mask: Tensor | None, base: float) -> None:
+    """Raises ValueError for shapes or values that :func:`fast.topk_halving` does not take."""
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     if not base > 1:
