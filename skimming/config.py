@@ -78,6 +78,17 @@ class SkimRobertaConfig(FairseqDataclass):
         },
     )
     skim_tau: float = field(default=1.0, metadata={"help": "temperature of the gumbel-softmax in training"})
+    skim_noise: float = field(
+        default=1.0,
+        metadata={"help": "its noise is multiplied by this (0: training decides as evaluation does, which has none)"},
+    )
+    skim_noise_updates: int = field(
+        default=0,
+        metadata={
+            "help": "updates over which the noise falls linearly to 0 (0: it stays, as published). With noise, short "
+            "trainings learn to skip at random, which evaluation does not do"
+        },
+    )
     skim_attn: ChoiceEnum(RULES) = field(  # type: ignore[valid-type]
         default="renorm",
         metadata={

@@ -27,6 +27,8 @@ HARDLY = 1e-3  # share of decisions that counts as none: the noise of training f
 
 @dataclass
 class SkimLossConfig(FairseqDataclass):
+    """Flags of the price of kept tokens."""
+
     skim_lambda: float = field(
         default=0.5, metadata={"help": "weight of the kept share of tokens, averaged over layers, in the loss"}
     )
@@ -106,6 +108,7 @@ class SkimLoss:
         return divergence(logits, taught, self.distill_temperature, getattr(self, "regression_target", False))
 
     def head_name(self) -> str:
+        """Of the classification head that is trained."""
         return str(getattr(self, "classification_head_name"))  # noqa: B009 (of the criterion this is mixed into)
 
     def _watch(self, model: Any, counts: Any) -> None:
@@ -172,7 +175,7 @@ class _Listening:
 
 @dataclass
 class SkimSentencePredictionConfig(SentencePredictionConfig, SkimLossConfig):
-    pass
+    """fairseq's flags and the price."""
 
 
 @register_criterion("skim_sentence_prediction", dataclass=SkimSentencePredictionConfig)

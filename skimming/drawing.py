@@ -9,7 +9,7 @@ from fairseq import checkpoint_utils
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.subwords import read_subwords
-from skimming.classification_hub import Classifier, read_data
+from skimming.hub import Classifier, read_data
 from skimming.inspection import Inspection, inspect, skipped_at, texts_of_split
 from skimming.squad_decode import decode
 from skimming.squad_task import SkimSquadTask

@@ -15,6 +15,7 @@ from fairseq_efficient.modules.layer_steps import wrap_layer
 from fairseq_efficient.modules.packed_encoder_layer import PackedEncoderLayer
 from fairseq_efficient.ops.token_mask import masked_update
 from fairseq_efficient.precision import cpu_bf16_autocast
+from fairseq_efficient.schedules import linear
 from skimming.flops import EncoderSizes
 from skimming.options import SkimOptions
 from skimming.packed import encode_packed
@@ -31,7 +32,7 @@ class SkimEncoder(TransformerEncoder):
     """
 
     def __init__(self, args: Any, dictionary: Any, embed_tokens: nn.Embedding, options: SkimOptions, eos: int):
-        self.options, self.eos = options, eos
+        self.options, self.eos, self.noise = options, eos, options.noise
         super().__init__(args, dictionary, embed_tokens)
         dim = embed_tokens.embedding_dim
         self.segment_embeddings = nn.Embedding(options.num_segments, dim) if options.num_segments else None
@@ -55,6 +56,11 @@ class SkimEncoder(TransformerEncoder):
             found = segments(src_tokens, self.eos, self.options.num_segments)
             token_embedding = token_embedding + self.segment_embeddings(found)
         return super().forward_embedding(src_tokens, token_embedding)
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """The noise of decisions in training follows its schedule."""
+        if self.options.noise_updates:
+            self.noise = linear(self.options.noise, 0.0, self.options.noise_updates, num_updates)
 
     def runs_packed(self, return_all_hiddens: bool = False) -> bool:
         """Whether a forward now drops tokens: never in training, nor where that would not compute the same."""
@@ -141,8 +147,9 @@ class SkimEncoder(TransformerEncoder):
         if str(number) not in self.skim_predictors:
             return alive
         logits = self.skim_predictors[str(number)](x).transpose(0, 1)
-        sample = self.training or self.options.eval_sample
-        kept = decide(logits, sample, self.options.tau, self.options.threshold).masked_fill(protected, 1.0)
+        options = self.options
+        sample, noise = self.training or options.eval_sample, self.noise if self.training else 1.0
+        kept = decide(logits, sample, options.tau, options.threshold, noise).masked_fill(protected, 1.0)
         return kept if alive is None else alive * kept
 
     def _layer(self, number: int, x: Tensor, padding: Tensor, alive: Tensor | None) -> Tensor:

@@ -18,10 +18,12 @@ class QuestionAnsweringHead(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, features: Tensor, **_: Any) -> Tensor:
+        """features (B, T, C) -> scores (B, T, 2)."""
         return self.out_proj(features)
 
 
 def reads_first_token_only(head: nn.Module) -> bool:
+    """Whether the last layer may compute the first token alone."""
     return type(head) is RobertaClassificationHead
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.symbols import SPECIALS
-from skimming.classification_hub import Classifier, Prediction, Row
+from skimming.hub import Classifier, Prediction, Row
 
 
 class Token(NamedTuple):
@@ -76,16 +76,6 @@ def _tokens(classifier: Classifier, texts: Sequence[str], row: Row, skipped: Seq
             start, end = next(offsets[part])
             tokens.append(Token(texts[part][start:end], part, start, end, layer))
     return tokens
-
-
-def as_json(inspection: Inspection) -> dict[str, Any]:
-    """Plain values, for a report or a file."""
-    return {
-        "tokens": [token._asdict() for token in inspection.tokens],
-        "kept": inspection.kept,
-        "label": inspection.prediction.label,
-        "probabilities": inspection.prediction.probabilities,
-    }
 
 
 # --- texts of a split ------------------------------------------------------------------------------------------------

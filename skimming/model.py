@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 from fairseq.models.roberta.hub_interface import RobertaHubInterface
 from fairseq.models.roberta.model import RobertaEncoder, RobertaModel
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.hub.loading import load
-from fairseq_efficient.plugin.flat_config import complete_config, with_defaults
+from fairseq_efficient.plugin.flat_config import Architectures, complete_config, register_architectures
 from fairseq_efficient.precision import round_linear_weights_
 from skimming.config import ARCHITECTURES, SkimRobertaConfig
 from skimming.encoder import SkimEncoder
@@ -71,10 +70,11 @@ class SkimRobertaEncoder(RobertaEncoder):
 
 
 @register_model("skim_roberta", dataclass=SkimRobertaConfig)
-class SkimRobertaModel(RobertaModel):
+class SkimRobertaModel(Architectures, RobertaModel):
     """Transkimmer (Guan et al. 2022, arXiv 2205.07324) that drops what it skips."""
 
     arch = "skim_roberta"
+    config = SkimRobertaConfig
     hub_example = 'print(model.classify("a text"))'
 
     def __init__(self, args: Any, encoder: SkimRobertaEncoder):
@@ -85,11 +85,6 @@ class SkimRobertaModel(RobertaModel):
         for module in self.modules():
             if isinstance(module, SkimPredictor):  # RobertaModel has initialised all linear layers again
                 module.reset_parameters()
-
-    @classmethod
-    def add_args(cls, parser: Any) -> None:
-        gen_parser_from_dataclass(parser, SkimRobertaConfig(), delete_default=False)
-        parser.set_defaults(**ARCHITECTURES.get(cls.arch, {}))  # see flat_config
 
     @classmethod
     def from_pretrained(
@@ -103,7 +98,7 @@ class SkimRobertaModel(RobertaModel):
 
         Arguments and errors as of :func:`fairseq_efficient.hub.loading.load`.
         """
-        from skimming.classification_hub import Classifier, read_data
+        from skimming.hub import Classifier, read_data
 
         found = load(model_name_or_path, checkpoint_file, data_name_or_path, **overrides)
         if hasattr(found.task, "label_dictionary"):
@@ -114,6 +109,7 @@ class SkimRobertaModel(RobertaModel):
 
     @classmethod
     def hub_models(cls) -> dict[str, str]:
+        """None by name: a model is a folder or a file."""
         return {}
 
     @classmethod
@@ -197,17 +193,4 @@ class SkimRobertaModel(RobertaModel):
         upgrade_state_dict(self, state_dict, prefix)
 
 
-def _register_architectures() -> None:
-    """Each architecture is a registered model of its own, as in ``deep_pyramidion.model``."""
-    for arch, values in ARCHITECTURES.items():
-        name = "".join(part.title() for part in arch.split("_"))
-        config = with_defaults(SkimRobertaConfig, f"{name}Config", values)
-        model = type(
-            f"{name}Model",
-            (SkimRobertaModel,),
-            {"__module__": __name__, "__doc__": f"``--arch {arch}``", "arch": arch},
-        )
-        register_model(arch, dataclass=config)(model)
-
-
-_register_architectures()
+register_architectures(SkimRobertaModel, ARCHITECTURES)

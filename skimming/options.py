@@ -25,6 +25,8 @@ class SkimOptions:
     init_bias: float = 5.0
     lr_scale: float = 1.0
     tau: float = 1.0
+    noise: float = 1.0
+    noise_updates: int = 0
     rule: str = "renorm"
     protect: str = "cls"
     inference: str = "auto"
@@ -47,6 +49,8 @@ def skim_options(cfg: Any) -> SkimOptions:
         cfg.skim_init_bias,
         cfg.skim_lr_scale,
         cfg.skim_tau,
+        cfg.skim_noise,
+        cfg.skim_noise_updates,
         str(cfg.skim_attn),
         str(cfg.skim_protect),
         str(cfg.skim_inference),
@@ -79,6 +83,7 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
 
 
 def check(cfg: Any) -> None:
+    """Raises UserError for flags that are out of range or cannot work together."""
     for name in _POSITIVE:
         if getattr(cfg, name) < 1:
             raise UserError(f"{_flag(cfg, name)}: must be at least 1")
@@ -88,8 +93,8 @@ def check(cfg: Any) -> None:
     for name in ("skim_tau", "skim_lr_scale", "layer_norm_eps"):
         if not 0 < getattr(cfg, name) < math.inf:
             raise UserError(f"{_flag(cfg, name)}: must be greater than 0")
-    for name in ("skim_predictor_dim", "num_segments"):
-        if getattr(cfg, name) < 0:
+    for name in ("skim_predictor_dim", "num_segments", "skim_noise", "skim_noise_updates"):
+        if not 0 <= getattr(cfg, name) < math.inf:
             raise UserError(f"{_flag(cfg, name)}: must not be negative")
     for name in ("skim_init_bias", "skim_threshold"):
         if math.isnan(getattr(cfg, name)):

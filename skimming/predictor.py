@@ -48,6 +48,7 @@ class SkimPredictor(nn.Sequential):
         last.bias[SKIP] -= self.init_bias
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) -> logits (..., 2) to skip and to keep, in fp32 or better under any precision."""
         kind = torch.float64 if x.dtype == torch.float64 else torch.float32
         with torch.autocast(x.device.type, enabled=False):
             for layer in list[Any](self):
@@ -62,15 +63,17 @@ class SkimPredictor(nn.Sequential):
         return x
 
 
-def decide(logits: Tensor, sample: bool, tau: float = 1.0, threshold: float = 0.0) -> Tensor:
+def decide(logits: Tensor, sample: bool, tau: float = 1.0, threshold: float = 0.0, noise: float = 1.0) -> Tensor:
     """Which tokens go on: logits (..., 2) -> (...) of 0 and 1, fp32 or better.
 
     Args:
         sample: drawn, with the straight-through gradient of the gumbel-softmax at temperature ``tau``; else
             deterministic: kept where ``logits[1] - logits[0] > threshold``, without gradient.
+        noise: scale of the gumbel noise; 0: decided as without ``sample`` at threshold 0, with the gradient.
     """
     if sample:
-        return relaxed_onehot(logits, tau, hard=True, noise=gumbel_like(logits))[..., KEEP]
+        drawn = gumbel_like(logits) * noise if noise else None
+        return relaxed_onehot(logits, tau, hard=True, noise=drawn)[..., KEEP]
     return keeps(logits, threshold).to(logits.dtype)
 
 

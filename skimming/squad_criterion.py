@@ -24,6 +24,8 @@ _SUMS = ("_questions", "_exact", "_f1", "_answerable", "_answerable_exact", "_an
 
 @dataclass
 class QuestionAnsweringConfig(FairseqDataclass):
+    """Flags of answers and of their scores."""
+
     classification_head_name: str = field(
         default="question_answering_head", metadata={"help": "name of the head that scores starts and ends"}
     )
@@ -41,7 +43,7 @@ class QuestionAnsweringConfig(FairseqDataclass):
 
 @dataclass
 class SkimQuestionAnsweringConfig(QuestionAnsweringConfig, SkimLossConfig):
-    pass
+    """The same and the price of kept tokens."""
 
 
 @register_criterion("skim_question_answering", dataclass=SkimQuestionAnsweringConfig)

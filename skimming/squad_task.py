@@ -1,6 +1,5 @@
 """Task ``skim_squad``: answers to questions as spans of a paragraph, SQuAD 1.1 and 2.0."""
 
-import json
 import logging
 import os
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from fairseq.tasks.sentence_prediction import SentencePredictionTask
 from omegaconf import II, MISSING
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.text.reading import parse_json
 from skimming.squad_windows import SquadDataset, SquadSplit
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SkimSquadConfig(FairseqDataclass):
+    """Flags of ``skim_squad``."""
+
     data: str = field(
         default=MISSING, metadata={"help": "folder that scripts/prepare_classification.py --format squad made"}
     )
@@ -123,8 +125,8 @@ class SkimSquadTask(FairseqTask):
 
 def _report(folder: str) -> dict[str, Any]:
     try:
-        with open(os.path.join(folder, "prepare.json"), encoding="utf-8") as file:
-            found = json.load(file)
+        with open(os.path.join(folder, "prepare.json"), "rb") as file:
+            found = parse_json(file.read())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

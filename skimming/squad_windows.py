@@ -1,6 +1,5 @@
 """Questions and windows over their paragraphs, as ``scripts/prepare_classification.py --format squad`` wrote them."""
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import torch
 from fairseq.data import Dictionary, FairseqDataset, data_utils
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.text.reading import parse_json
 from fairseq_efficient.text.squad_windows import answer_tokens, cut_windows
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class SquadSplit:
 def _lines(path: Path) -> list[Any]:
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
-            return [json.loads(line) for line in file]
+            return [parse_json(line) for line in file]
     except (OSError, ValueError) as err:
         raise UserError(f"{path}: {getattr(err, 'strerror', None) or 'damaged; prepare it again'}") from None
 

@@ -1,6 +1,5 @@
 """A trained classifier behind one call: texts in, labels and probabilities out, in the order of the texts."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.classification_read import Labelled
 from fairseq_efficient.text.classification_rows import Coder
+from fairseq_efficient.text.reading import parse_json
 from fairseq_efficient.text.subwords import find_tokenizer, read_subwords
 from fairseq_efficient.text.symbols import SPECIALS
 
@@ -76,7 +76,7 @@ def _report(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
@@ -111,6 +111,7 @@ class Classifier:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         found: torch.device = next(self.model.parameters()).device
         return found
 
@@ -121,6 +122,7 @@ class Classifier:
 
     @property
     def classes(self) -> list[str]:
+        """Names of the labels, in the order of the probabilities; empty for scores."""
         return self.data.classes
 
     @classmethod
