@@ -8,13 +8,14 @@ from fairseq.criterions.cross_entropy import CrossEntropyCriterionConfig
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
+from fairseq_efficient.plugin.flat_config import AdaptiveSoftmaxConfig
 from par_search.layout import RULES
 
 WEIGHT_OPTIMIZERS = ("adam", "lamb", "adagrad")
 
 
 @dataclass
-class ParConfig(FairseqDataclass):
+class ParConfig(AdaptiveSoftmaxConfig):
     """What both models have."""
 
     decoder_blocks: int = field(
@@ -49,21 +50,6 @@ class ParConfig(FairseqDataclass):
         default=False, metadata={"help": "LayerNorm before each block and at the end, not after each block"}
     )
     init_std: float = field(default=0.02, metadata={"help": "standard deviation of initial weights of blocks"})
-    adaptive_softmax_cutoff: Optional[str] = field(
-        default=None,
-        metadata={"help": "ids at which tails begin, separated by commas (scripts/optimal_cutoffs.py); none: softmax"},
-    )
-    adaptive_softmax_dropout: float = field(default=0.0, metadata={"help": "dropout on its input, and inside tails"})
-    adaptive_softmax_factor: float = field(default=4.0, metadata={"help": "each tail is so many times narrower"})
-    adaptive_input: bool = field(default=False, metadata={"help": "embeddings of rare types are narrower too"})
-    adaptive_input_cutoff: Optional[str] = field(
-        default=None, metadata={"help": "ids at which they narrow (default: --adaptive-softmax-cutoff)"}
-    )
-    adaptive_input_factor: float = field(default=4.0, metadata={"help": "so many times each"})
-    tie_adaptive_weights: bool = field(
-        default=False, metadata={"help": "adaptive softmax and adaptive input share their embeddings"}
-    )
-    tie_adaptive_proj: bool = field(default=False, metadata={"help": "and the projections of tails"})
     share_decoder_input_output_embed: bool = field(
         default=False, metadata={"help": "softmax and input share their embeddings (without adaptive ones)"}
     )
@@ -121,6 +107,8 @@ class SupernetConfig(ParConfig):
 
 @dataclass
 class SearchOptimizerConfig(FairseqDataclass):
+    """Flags of ``--optimizer par_search``."""
+
     weight_optimizer: ChoiceEnum(WEIGHT_OPTIMIZERS) = field(  # type: ignore[valid-type]
         default="adam", metadata={"help": "of the weights, with --lr: adam (AdamW), lamb or adagrad"}
     )
@@ -135,6 +123,8 @@ class SearchOptimizerConfig(FairseqDataclass):
 
 @dataclass
 class SearchCriterionConfig(CrossEntropyCriterionConfig):
+    """Flags of ``--criterion par_search``."""
+
     latency_weight: float = field(
         default=0.0, metadata={"help": "weight of what the architecture is expected to cost (0: not trained, logged)"}
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.text.reading import parse_json
 from par_search.blocks import BlockOptions
 from par_search.layout import KINDS
 
@@ -81,7 +82,7 @@ def read_table(path: str, shape: Shape, flags: str = "--latency-") -> Costs:
     flags: how those begin that say another shape.
     """
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        table = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as err:
         raise UserError(f"--latency-table {path}: {err.strerror}") from None
     except ValueError:

@@ -1,23 +1,27 @@
 """Cross-entropy, by full or adaptive softmax, that stays pure; what the architecture would cost is added to it."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from fairseq.criterions import register_criterion
-from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.logging import metrics
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.modules.pure_cross_entropy import PureCrossEntropy
+from fairseq_efficient.plugin.flat_config import given
 from par_search.config import SearchCriterionConfig
 from par_search.costs import Costs, Shape, flop_costs, read_table
 from par_search.layout import KINDS
 from par_search.phases import ARCHITECTURE
 
+_LATENCY = ("weight", "table", "loss", "target", "power", "tokens", "memory")
+
 
 @register_criterion("par_search", dataclass=SearchCriterionConfig)
-class SearchCriterion(CrossEntropyCriterion):
+class SearchCriterion(PureCrossEntropy):
     """``loss`` and ``ppl`` are of the cross-entropy alone. Of a par_supernet it also logs ``tau``, ``arch_entropy``,
     ``arch_cost`` (expected, of all blocks), ``arch_loss`` (of updates of the architecture) and ``block/NN/{a,f,i}``."""
 
@@ -29,32 +33,20 @@ class SearchCriterion(CrossEntropyCriterion):
 
     @classmethod
     def build_criterion(cls, cfg: Any, task: Any) -> "SearchCriterion":
-        names = ("weight", "table", "loss", "target", "power", "tokens", "memory")
-        latency = {name: getattr(cfg, f"latency_{name}") for name in names}
+        latency = {name: getattr(cfg, f"latency_{name}") for name in _LATENCY}
         criterion = cls(task, cfg.sentence_avg, **latency)
         for model in getattr(task, "built_for_training", list)():
             criterion.costs(model.decoder)  # so that a table that does not fit is told before anything is trained
         return criterion
 
-    def forward(self, model: Any, sample: Any, reduce: bool = True) -> Any:
-        """(loss with a gradient, sample size, sums to log)."""
-        net_output = model(**sample["net_input"])
-        loss, _ = self.compute_loss(model, net_output, sample, reduce=reduce)
-        size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
-        logging = {
-            "loss": loss.data,
-            "ntokens": sample["ntokens"],
-            "nsentences": sample["target"].size(0),
-            "sample_size": size,
-        }
+    def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor, size: Any) -> tuple[Tensor, dict[str, Any]]:
         decoder = model.decoder
-        if model.training and hasattr(decoder, "alpha"):
-            logging.update(self._architecture(decoder))
-            if sample.get("phase") == ARCHITECTURE:
-                logging["_arch_loss"] = loss.data
-            if reduce and self.latency["weight"]:
-                loss = self._with_latency(loss, decoder, size)
-        return loss, size, logging
+        if not model.training or not hasattr(decoder, "alpha"):
+            return loss, {}
+        sums: dict[str, Any] = self._architecture(decoder)
+        if sample.get("phase") == ARCHITECTURE:
+            sums["_arch_loss"] = loss.data
+        return self._with_latency(loss, decoder, size) if self.latency["weight"] else loss, sums
 
     def compute_loss(self, model: Any, net_output: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, Tensor]:
         if not hasattr(model.decoder, "nll"):  # a model of another package
@@ -63,6 +55,12 @@ class SearchCriterion(CrossEntropyCriterion):
         return loss, loss
 
     # --- the architecture -------------------------------------------------------------------------------------------
+
+    def refuse_latency(self, arch: str) -> None:
+        """UserError for flags of the architecture's cost, given to a model that has none to search."""
+        values = SimpleNamespace(**{f"latency_{name}": value for name, value in self.latency.items()})
+        for name in given(values, SearchCriterionConfig, vars(values)):
+            raise UserError(f"--{name.replace('_', '-')} is of --arch par_supernet: the layout of {arch} is fixed")
 
     def costs(self, decoder: Any) -> Costs:
         """Of the blocks of a par_supernet, by table or formula; UserError for a table of another shape."""
@@ -113,10 +111,6 @@ class SearchCriterion(CrossEntropyCriterion):
                 metrics.log_scalar("arch_loss", total / size / math.log(2), size, round=3)
             elif name != "_arch":
                 metrics.log_scalar(name[1:], total / times, 0, priority=2000, round=6)  # weight 0: the last value
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        return True
 
 
 def _check(latency: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fairseq_efficient.bench.timing import take_turns
 from par_search.costs import Shape
@@ -13,10 +14,29 @@ from par_search.decoder import DecoderOptions, ParDecoder
 from par_search.layout import KINDS
 
 
+def zipf(types: int) -> Tensor:
+    """(types,) float64: how often the types of a text come, the most frequent first, but for a factor."""
+    return 1 / (torch.arange(types, dtype=torch.float64) + 2.7)
+
+
+def usual_tokens(dictionary: Any, count: int, seed: int = 1) -> Tensor:
+    """``count`` random ids, each as often as the dictionary counted it; by Zipf's law where all counts are alike.
+
+    How many tokens are rare is what an adaptive softmax costs. The global generator is left alone.
+    """
+    first = dictionary.nspecial
+    weights = torch.tensor(dictionary.count[first:], dtype=torch.float64)
+    if not (weights > 0).any() or (weights == weights[0]).all():
+        weights = zipf(len(weights))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return torch.multinomial(weights, count, replacement=True) + first
+
+
 def evaluation_step(decoder: Any, batch: int, tokens: int, memory: int) -> Callable[[], Any]:
     """A call that evaluates random tokens (batch, tokens) after ``memory`` random states."""
     weight = next(decoder.parameters())
-    stream = torch.randint(decoder.pad + 1, len(decoder.dictionary), (2, batch, tokens), device=weight.device)
+    stream = usual_tokens(decoder.dictionary, 2 * batch * tokens).view(2, batch, tokens).to(weight.device)
     past = []
     for slot in decoder.slots():
         shape = list(slot.no_memory(batch).shape)

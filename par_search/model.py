@@ -3,42 +3,27 @@
 import math
 from typing import Any
 
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.hub.loading import Pretrained
+from fairseq_efficient.hub.loading import PretrainedLanguageModel
 from fairseq_efficient.modules.adaptive_softmax import read_cutoffs
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach
-from fairseq_efficient.plugin.flat_config import complete_config, with_defaults
+from fairseq_efficient.plugin.flat_config import Architectures, complete_config, register_architectures
 from fairseq_efficient.precision import round_linear_weights_
 from par_search.blocks import BlockOptions
 from par_search.config import ARCHITECTURES, ParConfig, ParLMConfig, SupernetConfig
+from par_search.criterion import SearchCriterion
 from par_search.decoder import BlockDecoder, DecoderOptions, ParDecoder
 from par_search.layout import DEFAULT_BLOCKS, build_layout
 from par_search.supernet import SupernetDecoder, Temperature
 
 
-class BlockLanguageModel(Pretrained, StreamLanguageModel):
+class BlockLanguageModel(Architectures, PretrainedLanguageModel, StreamLanguageModel):
     """A language model over a stream whose decoder is a chain of blocks."""
 
     arch = ""
     config: type = ParConfig
-    hub_example = (
-        'print(model.generate("We must", length=100, sampling=True, sampling_topk=10))\n'
-        'print(model.score("We must")["bits_per_character"])'
-    )
-
-    @classmethod
-    def add_args(cls, parser: Any) -> None:
-        gen_parser_from_dataclass(parser, cls.config(), delete_default=False)
-        parser.set_defaults(**ARCHITECTURES.get(cls.arch, {}))  # see flat_config
-
-    @classmethod
-    def hub_interface(cls) -> Any:
-        from fairseq_efficient.hub.language_models import LanguageModelInterface
-
-        return LanguageModelInterface
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "BlockLanguageModel":
@@ -75,6 +60,10 @@ class ParLanguageModel(BlockLanguageModel):
     def build_decoder(cls, cfg: Any, dictionary: Any) -> ParDecoder:
         rule = (str(cfg.layout_rule), cfg.decoder_blocks, cfg.par_ratio, cfg.sandwich_coefficient)
         return ParDecoder(dictionary, decoder_options(cfg, dictionary), build_layout(cfg.layout or "", *rule))
+
+    def trained_by(self, criterion: Any) -> None:
+        if isinstance(criterion, SearchCriterion):
+            criterion.refuse_latency(self.arch)
 
 
 @register_model("par_supernet", dataclass=SupernetConfig)
@@ -177,14 +166,5 @@ def _cutoffs(cfg: Any, dictionary: Any) -> tuple[tuple[int, ...], tuple[int, ...
     return softmax, inputs
 
 
-def _register_architectures() -> None:
-    """Each architecture is a registered model of its own, as in ``deep_pyramidion.model``."""
-    for arch, values in ARCHITECTURES.items():
-        base: Any = SupernetLanguageModel if arch.startswith("par_supernet") else ParLanguageModel
-        name = "".join(part.title() for part in arch.split("_"))
-        config = with_defaults(base.config, f"{name}Config", values)
-        model = type(f"{name}Model", (base,), {"__module__": __name__, "__doc__": f"``--arch {arch}``", "arch": arch})
-        register_model(arch, dataclass=config)(model)
-
-
-_register_architectures()
+for base, prefixes in ((SupernetLanguageModel, ("par_supernet",)), (ParLanguageModel, ("par_lm",))):
+    register_architectures(base, {name: values for name, values in ARCHITECTURES.items() if name.startswith(prefixes)})

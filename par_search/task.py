@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SearchTaskConfig(SegmentLMConfig):
+    """Flags of ``--task par_search``."""
+
     arch_warmup_updates: int = field(
         default=1000, metadata={"help": "updates in which only weights are trained and the architecture stays even"}
     )
