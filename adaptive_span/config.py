@@ -8,9 +8,11 @@ from fairseq.criterions.cross_entropy import CrossEntropyCriterionConfig
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
+from fairseq_efficient.plugin.flat_config import AdaptiveSoftmaxConfig
+
 
 @dataclass
-class SequentialConfig(FairseqDataclass):
+class SequentialConfig(AdaptiveSoftmaxConfig):
     """``sequential_lm`` is these defaults; see :data:`ARCHITECTURES` for the others."""
 
     decoder_layers: int = field(default=8, metadata={"help": "layers"})
@@ -57,21 +59,6 @@ class SequentialConfig(FairseqDataclass):
     activation_fn: ChoiceEnum(utils.get_available_activation_fns()) = field(  # type: ignore[valid-type]
         default="relu", metadata={"help": "activation of the feed-forward"}
     )
-    adaptive_softmax_cutoff: Optional[str] = field(
-        default=None,
-        metadata={"help": "ids at which tails begin, separated by commas (scripts/optimal_cutoffs.py); none: softmax"},
-    )
-    adaptive_softmax_dropout: float = field(default=0.0, metadata={"help": "dropout on its input, and inside tails"})
-    adaptive_softmax_factor: float = field(default=4.0, metadata={"help": "each tail is so many times narrower"})
-    adaptive_input: bool = field(default=False, metadata={"help": "embeddings of rare types are narrower too"})
-    adaptive_input_cutoff: Optional[str] = field(
-        default=None, metadata={"help": "ids at which they narrow (default: --adaptive-softmax-cutoff)"}
-    )
-    adaptive_input_factor: float = field(default=4.0, metadata={"help": "so many times each"})
-    tie_adaptive_weights: bool = field(
-        default=False, metadata={"help": "adaptive softmax and adaptive input share their embeddings"}
-    )
-    tie_adaptive_proj: bool = field(default=False, metadata={"help": "and the projections of all bands"})
     checkpoint_activations: bool = field(
         default=False, metadata={"help": "compute layers again in the backward: less memory, a third more time"}
     )
@@ -84,11 +71,13 @@ class SequentialConfig(FairseqDataclass):
 
 @dataclass
 class SpanCriterionConfig(CrossEntropyCriterionConfig):
-    pass
+    """Flags of ``adaptive_span_loss``."""
 
 
 @dataclass
 class AdagradConfig(FairseqDataclass):
+    """Flags of ``adagrad_with_grad_clip``."""
+
     adagrad_clip: float = field(
         default=0.0, metadata={"help": "a tensor's step is shortened where its gradient is longer than this (0: never)"}
     )

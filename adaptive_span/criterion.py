@@ -1,48 +1,32 @@
 """Cross-entropy that stays pure, with the span loss added to what is trained and logged beside it."""
 
-import math
 from typing import Any
 
 from fairseq.criterions import register_criterion
-from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.logging import metrics
 from torch import Tensor
 
 from adaptive_span.config import SpanCriterionConfig
+from fairseq_efficient.modules.pure_cross_entropy import PureCrossEntropy
 from fairseq_efficient.ops.span_attention import span_width
 
 
 @register_criterion("adaptive_span_loss", dataclass=SpanCriterionConfig)
-class SpanCriterion(CrossEntropyCriterion):
+class SpanCriterion(PureCrossEntropy):
     """``loss`` and ``bpc`` are bits per token of the cross-entropy alone. Trained is cross-entropy + span loss.
 
     Of learned spans it also logs ``aux/span`` (nats of a token), ``mean_span`` and ``max_span`` (keys that a head sees,
     ramp included, over all layers), and ``span/LL/HH`` of each head.
     """
 
-    def __init__(self, task: Any, sentence_avg: bool):
-        super().__init__(task, sentence_avg)
-
-    def forward(self, model: Any, sample: Any, reduce: bool = True) -> Any:
-        """(loss with a gradient, sample size, sums to log)."""
-        net_output = model(**sample["net_input"])
-        loss, _ = self.compute_loss(model, net_output, sample, reduce=reduce)
-        size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
-        logging = {
-            "loss": loss.data if reduce else loss.data.sum(),
-            "ntokens": sample["ntokens"],
-            "nsentences": sample["target"].size(0),
-            "sample_size": size,
-        }
-        extra = net_output[1]
-        if extra.get("spans"):
-            logging.update(_seen(extra["spans"], model.decoder))
+    def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor, size: Any) -> tuple[Tensor, dict[str, Any]]:
+        sums = _seen(extra["spans"], model.decoder) if extra.get("spans") else {}
         penalty = extra.get("aux", {}).get("span")
         if penalty is not None:
-            logging["_aux/span"] = penalty.detach()
-            if reduce and model.training:
+            sums["_aux/span"] = penalty.detach()
+            if model.training:
                 loss = loss + penalty * size
-        return loss, size, logging
+        return loss, sums
 
     def compute_loss(self, model: Any, net_output: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, Tensor]:
         softmax = model.decoder.adaptive_softmax
@@ -54,10 +38,7 @@ class SpanCriterion(CrossEntropyCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: Any) -> None:
         super().reduce_metrics(logging_outputs)
-        tokens = sum(log.get("ntokens", 0) for log in logging_outputs)
-        loss = sum(log.get("loss", 0) for log in logging_outputs)
-        if tokens:
-            metrics.log_scalar("bpc", loss / tokens / math.log(2), tokens, round=4)
+        cls.log_bits(logging_outputs)
         times = sum(log.get("_spans", 0.0) for log in logging_outputs)
         if not times:
             return
@@ -66,12 +47,8 @@ class SpanCriterion(CrossEntropyCriterion):
             rare = 2000 if name.startswith("_span/") else 500
             metrics.log_scalar(name[1:], value, 0, priority=rare, round=6 if "aux" in name else 1)  # the last value
 
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        return True
 
-
-def _seen(spans: list[list[float]], decoder: Any) -> dict[str, float]:
+def _seen(spans: list[list[float]], decoder: Any) -> dict[str, Any]:
     """What each head sees, to be divided by ``_spans``, the number of times it was added up."""
     options = decoder.options.layer.attention.spans
     found, everything = {"_spans": 1.0}, []

@@ -4,7 +4,6 @@ import logging
 import math
 from typing import Any
 
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 
 from adaptive_span.attention import AttentionOptions
@@ -15,35 +14,23 @@ from adaptive_span.layers import LayerOptions
 from adaptive_span.optimizer import copy_into_master_
 from adaptive_span.spans import SpanOptions
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.hub.loading import Pretrained
+from fairseq_efficient.hub.loading import PretrainedLanguageModel
 from fairseq_efficient.modules.adaptive_softmax import read_cutoffs
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach
-from fairseq_efficient.plugin.flat_config import complete_config, with_defaults
+from fairseq_efficient.plugin.flat_config import Architectures, complete_config, given, register_architectures
 from fairseq_efficient.precision import round_linear_weights_
 
 logger = logging.getLogger(__name__)
+_OF_LEARNED_SPANS = ("adapt_span_layer", "dynamic_span", "adapt_span_loss", "adapt_span_init", "adapt_span_cache",
+                     "adapt_span_ramp", "adapt_span_mask")  # fmt: skip
 
 
 @register_model("sequential_lm", dataclass=SequentialConfig)
-class SequentialLanguageModel(Pretrained, StreamLanguageModel):
+class SequentialLanguageModel(Architectures, PretrainedLanguageModel, StreamLanguageModel):
     """Transformer over a stream whose heads learn how far they look (Sukhbaatar et al. 2019, arXiv 1905.07799)."""
 
     arch = "sequential_lm"
-    hub_example = (
-        'print(model.generate("We must", length=100, sampling=True, sampling_topk=10))\n'
-        'print(model.score("We must")["bits_per_character"])'
-    )
-
-    @classmethod
-    def add_args(cls, parser: Any) -> None:
-        gen_parser_from_dataclass(parser, SequentialConfig(), delete_default=False)
-        parser.set_defaults(**ARCHITECTURES.get(cls.arch, {}))  # see flat_config
-
-    @classmethod
-    def hub_interface(cls) -> Any:
-        from fairseq_efficient.hub.language_models import LanguageModelInterface
-
-        return LanguageModelInterface
+    config = SequentialConfig
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "SequentialLanguageModel":
@@ -87,9 +74,8 @@ def decoder_options(cfg: Any, dictionary: Any) -> DecoderOptions:
     dim, heads = cfg.decoder_embed_dim, cfg.decoder_attention_heads
     if dim % heads:
         raise UserError(f"--decoder-attention-heads {heads} must divide --decoder-embed-dim {dim}")
-    for name in ("adapt_span_layer", "dynamic_span", "adapt_span_loss", "adapt_span_init", "adapt_span_cache"):
-        if getattr(cfg, name) and not cfg.adapt_span:
-            raise UserError(f"--{name.replace('_', '-')} is of learned spans: say --adapt-span too")
+    for name in given(cfg, SequentialConfig, () if cfg.adapt_span else _OF_LEARNED_SPANS):
+        raise UserError(f"--{name.replace('_', '-')} is of learned spans: say --adapt-span too")
     spans = None
     if cfg.adapt_span:
         spans = SpanOptions(
@@ -147,17 +133,4 @@ def _check_ranges(cfg: Any) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 0 and below 1")
 
 
-def _register_architectures() -> None:
-    """Each architecture is a registered model of its own, as in ``deep_pyramidion.model``."""
-    for arch, values in ARCHITECTURES.items():
-        name = "".join(part.title() for part in arch.split("_"))
-        config = with_defaults(SequentialConfig, f"{name}Config", values)
-        model = type(
-            f"{name}Model",
-            (SequentialLanguageModel,),
-            {"__module__": __name__, "__doc__": f"``--arch {arch}``", "arch": arch},
-        )
-        register_model(arch, dataclass=config)(model)
-
-
-_register_architectures()
+register_architectures(SequentialLanguageModel, ARCHITECTURES)
