@@ -4,7 +4,6 @@ import logging
 import os
 from typing import Any
 
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 from fairseq.models.transformer import TransformerModelBase
 from torch import Tensor
@@ -17,29 +16,28 @@ from deep_pyramidion.pyramid import check_widths, parse_widths, pooling_layers
 from deep_pyramidion.state_dict import upgrade_state_dict
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.hub.loading import Pretrained
-from fairseq_efficient.plugin.flat_config import complete_config, nested_transformer_config, with_defaults
+from fairseq_efficient.plugin.flat_config import (
+    Architectures,
+    complete_config,
+    nested_transformer_config,
+    register_architectures,
+)
 from fairseq_efficient.precision import round_linear_weights_
 
 logger = logging.getLogger(__name__)
 
 
 @register_model("pyramidion", dataclass=PyramidionConfig)
-class PyramidionModel(Pretrained, TransformerModelBase):
+class PyramidionModel(Architectures, Pretrained, TransformerModelBase):
     """Encoder-decoder for long documents (Pietruszka et al. 2022, arXiv 2009.05169)."""
 
     arch = "pyramidion"
+    config = PyramidionConfig
     hub_example = 'print(model.summarize(open("document.txt").read()))'
 
     def __init__(self, cfg: Any, encoder: Any, decoder: Any):
         super().__init__(cfg, encoder, decoder)
         self.untrained_scorers: set[int] = set()  # layers whose scorer the loaded checkpoint did not have
-
-    @classmethod
-    def add_args(cls, parser: Any) -> None:
-        # with defaults, so that a task that shares a flag (--max-source-positions) sees the architecture's value; set
-        # afterwards, because fairseq makes a switch whose default is True one that turns itself off
-        gen_parser_from_dataclass(parser, PyramidionConfig(), delete_default=False)
-        parser.set_defaults(**ARCHITECTURES.get(cls.arch, {}))
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "PyramidionModel":
@@ -167,18 +165,4 @@ def _widths(cfg: Any) -> dict[int, int]:
     return pooling_layers(widths, cfg.max_source_positions)
 
 
-def _register_architectures() -> None:
-    """Each architecture is a registered model of its own whose dataclass has the sizes as defaults.
-
-    An architecture *function* would act on the ``--arch`` route only: on hydra's, the dataclass fills the fields first.
-    """
-    for arch, values in ARCHITECTURES.items():
-        name = "".join(part.title() for part in arch.split("_"))
-        config = with_defaults(PyramidionConfig, f"{name}Config", values)
-        model = type(
-            f"{name}Model", (PyramidionModel,), {"__module__": __name__, "__doc__": f"``--arch {arch}``", "arch": arch}
-        )
-        register_model(arch, dataclass=config)(model)
-
-
-_register_architectures()
+register_architectures(PyramidionModel, ARCHITECTURES)

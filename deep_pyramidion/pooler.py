@@ -15,6 +15,8 @@ LARGEST_BASE = 1e6  # powers of scores up to 1 stay far from fp32's limit
 
 
 class FeedForwardScorer(nn.Sequential):
+    """Linear, ReLU, linear, with a quarter of the width: states (B, T, C) -> scores (B, T, 1)."""
+
     def __init__(self, embed_dim: int):
         hidden = max(1, embed_dim // 4)
         super().__init__(nn.Linear(embed_dim, hidden), nn.ReLU(), nn.Linear(hidden, 1))

@@ -12,6 +12,7 @@ from fairseq_efficient.recording import Difference, difference
 
 @torch.no_grad()
 def check_pyramidion(recording: dict[str, Any]) -> Iterator[Difference]:
+    """Whole models: outputs of the original for its weights."""
     model = build_from_original(recording["args"], recording["dictionary"], recording["model"])
     encoded = model.encoder(recording["src_tokens"], return_all_hiddens=True)
     states = encoded["encoder_states"]
@@ -27,6 +28,7 @@ def check_pyramidion(recording: dict[str, Any]) -> Iterator[Difference]:
 
 
 def check_successive_halving(recording: dict[str, Any]) -> Iterator[Difference]:
+    """The operator: outputs and gradients."""
     for case in recording["cases"]:
         values = case["embeddings"].clone().requires_grad_()
         scores = case["scores"].squeeze(-1).clone().requires_grad_()

@@ -1,13 +1,15 @@
 """Cross-entropy that stays pure, with the boundary loss added to what is trained and logged beside it."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from fairseq.criterions import register_criterion
-from fairseq.criterions.cross_entropy import CrossEntropyCriterion, CrossEntropyCriterionConfig
+from fairseq.criterions.cross_entropy import CrossEntropyCriterionConfig
 from fairseq.logging import metrics
+from torch import Tensor
+
+from fairseq_efficient.modules.pure_cross_entropy import PureCrossEntropy
 
 RATES = {  # name -> (sum that is divided, sum that divides)
     "aux/boundary": ("boundary_loss", "tokens"),
@@ -21,6 +23,8 @@ AGREEMENTS = ("boundary", "spaces", "unigram")  # predictions against the predic
 
 @dataclass
 class DynamicPoolingCriterionConfig(CrossEntropyCriterionConfig):
+    """Flags of ``dynamic_pooling_cross_entropy``."""
+
     boundary_loss_weight: float = field(default=1.0, metadata={"help": "weight of the boundary loss"})
     no_sampled_eval: bool = field(
         default=False,
@@ -31,7 +35,7 @@ class DynamicPoolingCriterionConfig(CrossEntropyCriterionConfig):
 
 
 @register_criterion("dynamic_pooling_cross_entropy", dataclass=DynamicPoolingCriterionConfig)
-class DynamicPoolingCrossEntropy(CrossEntropyCriterion):
+class DynamicPoolingCrossEntropy(PureCrossEntropy):
     """``loss`` and ``bpc`` are bits per token of the cross-entropy alone, so the best checkpoint means that.
 
     Trained is ``cross-entropy + weight x boundary loss``, both summed over tokens.
@@ -41,26 +45,14 @@ class DynamicPoolingCrossEntropy(CrossEntropyCriterion):
         super().__init__(task, sentence_avg)
         self.boundary_loss_weight, self.sampled_eval = boundary_loss_weight, not no_sampled_eval
 
-    def forward(self, model: Any, sample: Any, reduce: bool = True) -> Any:
-        """(loss with a gradient, sample size, sums to log)."""
-        net_output = model(**sample["net_input"])
-        loss, _ = self.compute_loss(model, net_output, sample, reduce=reduce)
-        size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
-        logging = {
-            "loss": loss.data if reduce else loss.data.sum(),
-            "ntokens": sample["ntokens"],
-            "nsentences": sample["target"].size(0),
-            "sample_size": size,
-        }
-        extra = net_output[1]
-        logging.update({f"_{name}": value.detach() for name, value in extra.get("stats", {}).items()})
+    def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor, size: Any) -> tuple[Tensor, dict[str, Any]]:
+        sums = {f"_{name}": value.detach() for name, value in extra.get("stats", {}).items()}
         for value in extra.get("aux", {}).values():
-            logging["_boundary_loss"] = value.detach()
-            if reduce:
-                loss = loss + self.boundary_loss_weight * value * (size / sample["ntokens"])
+            sums["_boundary_loss"] = value.detach()
+            loss = loss + self.boundary_loss_weight * value * (size / sample["ntokens"])
         if self.sampled_eval and not model.training and extra.get("can_sample"):
-            logging.update(self._sampled(model, sample))
-        return loss, size, logging
+            sums.update(self._sampled(model, sample))
+        return loss, sums
 
     @torch.no_grad()
     def _sampled(self, model: Any, sample: Any) -> dict[str, Any]:
@@ -83,12 +75,9 @@ class DynamicPoolingCrossEntropy(CrossEntropyCriterion):
         super().reduce_metrics(logging_outputs)
         names = sorted({name for log in logging_outputs for name in log if name.startswith("_")})
         sums = {name: sum(log.get(name, 0) for log in logging_outputs) for name in names}
-        ntokens = sum(log.get("ntokens", 0) for log in logging_outputs)
-        loss = sum(log.get("loss", 0) for log in logging_outputs)
-        if ntokens:
-            metrics.log_scalar("bpc", loss / ntokens / math.log(2), ntokens, round=4)
-            if "_sampled_loss" in sums:
-                metrics.log_scalar("sampled_bpc", sums["_sampled_loss"] / ntokens / math.log(2), ntokens, round=4)
+        cls.log_bits(logging_outputs)
+        if "_sampled_loss" in sums:
+            cls.log_bits(logging_outputs, "sampled_bpc", "_sampled_loss")
         for name in names:
             if name != "_sampled_loss":
                 metrics.log_scalar(name, sums[name], 1, round=0)
@@ -100,10 +89,6 @@ class DynamicPoolingCrossEntropy(CrossEntropyCriterion):
                 metrics.log_derived(f"{name}_precision", _ratio(f"_{name}_both", f"_{name}_found"))
                 metrics.log_derived(f"{name}_recall", _ratio(f"_{name}_both", f"_{name}_given"))
                 metrics.log_derived(f"{name}_accuracy", _accuracy(name))
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        return True
 
 
 def _ratio(above: str, below: str) -> Any:

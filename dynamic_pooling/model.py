@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import FairseqLanguageModel, register_model
 
 from dynamic_pooling.boundaries import BoundaryOptions
@@ -11,26 +10,18 @@ from dynamic_pooling.decoder import HourglassDecoder, HourglassOptions
 from dynamic_pooling.layout import Layout, parse_layout
 from dynamic_pooling.stack import LayerOptions
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.hub.loading import Pretrained
-from fairseq_efficient.plugin.flat_config import complete_config, with_defaults
+from fairseq_efficient.hub.loading import PretrainedLanguageModel
+from fairseq_efficient.plugin.flat_config import Architectures, complete_config, register_architectures
 from fairseq_efficient.precision import round_linear_weights_
 
 
 @register_model("dynamic_pooling_lm", dataclass=DynamicPoolingConfig)
-class DynamicPoolingModel(Pretrained, FairseqLanguageModel):
+class DynamicPoolingModel(Architectures, PretrainedLanguageModel, FairseqLanguageModel):
     """Hourglass language model with learned token boundaries (Nawrot et al. 2023, arXiv 2211.09761)."""
 
     arch = "dynamic_pooling_lm"
-    hub_example = (
-        'print(model.generate("We must", length=100, sampling=True, sampling_topk=10))\n'
-        'print(model.score("We must")["bits_per_character"])\n'
-        'print(model.segment("the state of the union"))'
-    )
-
-    @classmethod
-    def add_args(cls, parser: Any) -> None:
-        gen_parser_from_dataclass(parser, DynamicPoolingConfig(), delete_default=False)
-        parser.set_defaults(**ARCHITECTURES.get(cls.arch, {}))  # see flat_config
+    config = DynamicPoolingConfig
+    hub_example = PretrainedLanguageModel.hub_example + '\nprint(model.segment("the state of the union"))'
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "DynamicPoolingModel":
@@ -164,17 +155,4 @@ def _check(cfg: Any, layout: Layout, kind: str) -> None:
         raise UserError(f"--teacher-forcing-updates is for --boundaries-type unigram, not {kind}")
 
 
-def _register_architectures() -> None:
-    """Each architecture is a registered model of its own, as in ``deep_pyramidion.model``."""
-    for arch, values in ARCHITECTURES.items():
-        name = "".join(part.title() for part in arch.split("_"))
-        config = with_defaults(DynamicPoolingConfig, f"{name}Config", values)
-        model = type(
-            f"{name}Model",
-            (DynamicPoolingModel,),
-            {"__module__": __name__, "__doc__": f"``--arch {arch}``", "arch": arch},
-        )
-        register_model(arch, dataclass=config)(model)
-
-
-_register_architectures()
+register_architectures(DynamicPoolingModel, ARCHITECTURES)

@@ -13,6 +13,7 @@ from fairseq_efficient.recording import Difference, difference
 
 @torch.no_grad()
 def check_hourglass(recording: dict[str, Any]) -> Iterator[Difference]:
+    """Whole models: outputs of the original for its weights."""
     args = recording["args"]
     decoder = decoder_from_original(args, recording["model_state"], args.get("whitespace_id"))
     tokens, target, given = (recording[key] for key in ("data", "target", "boundaries_gt"))
@@ -39,6 +40,7 @@ def check_hourglass(recording: dict[str, Any]) -> Iterator[Difference]:
 
 
 def check_shortening(recording: dict[str, Any]) -> Iterator[Difference]:
+    """The operators: pooling and upsampling."""
     for number, case in enumerate(recording["cases"]):
         boundaries = case["boundaries"].bool()
         hidden = case["hidden"].transpose(0, 1)

@@ -42,6 +42,7 @@ class TextSegmenter:
         self.unknown = 0  # symbols that the dictionary lacks, so far
 
     def symbols(self, text: str) -> list[str]:
+        """A text as symbols of the dictionary."""
         encoded = encode_bytes(text) if self.bytes else encode_characters(text)
         return encoded.split(" ") if text else []
 

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class DynamicPoolingTaskConfig(LanguageModelingConfig):
+    """Flags of ``dynamic_pooling_lm``."""
+
     tokens_per_sample: int = field(default=2048, metadata={"help": "tokens in a window"})
     no_roll: bool = field(
         default=False,
