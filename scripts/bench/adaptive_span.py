@@ -38,38 +38,24 @@ QUICK = ("attention", "train_step")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES)
-    parser.add_argument(
-        "--dtype",
-        "--precision",
-        choices=["fp32", "bf16"],
-        help="of all models (default: fp32, on CUDA bf16); on the CPU bf16 is --cpu-bf16",
-    )
-    return parser
+    return command.get_parser(__doc__, EPILOG, ROWS, SIZES)
 
 
 def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
     """The bench and the names of its rows; UserError for flags that make no sense."""
-    names = command.check_flags(args, ROWS)
-    if args.quick and not args.rows:
-        names = list(QUICK)
-    dtype = args.dtype or ("bf16" if args.device == "cuda" else "fp32")
-    setup = Setup(batch=args.batch, device=args.device, dtype=dtype)
-    bench = Bench(setup, sizes=[1024, 2048, 8192], runs=args.runs or 5)
+    names = command.check_flags(args, ROWS, QUICK)
+    setup = Setup(batch=args.batch, device=args.device, dtype=command.dtype_of(args))
+    bench = Bench(setup, sizes=[1024, 2048, 8192])
+    command.limit(bench, args)
     if args.quick:
         bench.sizes, bench.kinds, bench.step_batch = [1024], ("span2pct", "mixed"), 1
-        bench.runs, bench.long, bench.memory = args.runs or 2, 1.0, False
     if args.sizes:
         bench.sizes = command.whole_numbers("--sizes", args.sizes, 16)
-    bench.threads, bench.memory = args.threads, bench.memory and not args.no_memory
     return bench, names
 
 
 def main() -> int:
-    args = get_parser().parse_args()
-    command.check_files(args)
-    bench, names = make_bench(args)
-    return command.run(args, bench, names, lambda: parity(bench.setup), "adaptive span", "S, the longest span")
+    return command.main(get_parser(), make_bench, parity, "adaptive span", "S, the longest span")
 
 
 if __name__ == "__main__":

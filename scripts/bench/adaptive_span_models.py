@@ -143,9 +143,7 @@ def build(kind: str, size: int, setup: Setup) -> SequentialLanguageModel:
         decoder_ffn_embed_dim=setup.ffn,
         decoder_attention_heads=setup.heads,
         attn_span=size,
-        adapt_span=spans is not None,
-        adapt_span_cache=spans is not None,
-        adapt_span_ramp=setup.ramp,
+        **({} if spans is None else {"adapt_span": True, "adapt_span_cache": True, "adapt_span_ramp": setup.ramp}),
         cpu_bf16=setup.dtype == "bf16" and setup.device == "cpu",
     )
     model = SequentialLanguageModel.build_model(cfg, SimpleNamespace(source_dictionary=words))

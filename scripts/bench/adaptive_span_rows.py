@@ -119,28 +119,12 @@ class Bench(Session):
         setup: Setup | None = None,
     ) -> None:
         jobs = (kind, n), (against, n)
-        if not all(job in samples for job in jobs):
-            return
         setup = setup or self.setup
         baseline = "sdpa" if against.startswith(SDPA) else against
         name = f"{what}/{n}/{kind}/vs_{baseline}"
-        memory = [peaks[job].mb if job in peaks else None for job in jobs]
         drawn = (LINES[kind], "full span") if baseline == "full" and kind in LINES else ("", "")
-        row = make_row(
-            name,
-            Pair.of(samples[jobs[0]], samples[jobs[1]]),
-            goal=GOALS.get(name),
-            ours_mb=memory[0],
-            baseline_mb=memory[1],
-            ours_gflop=gflop(kind, n, setup),
-            baseline_gflop=gflop(against, n, setup),
-            note=note,
-            lines=drawn,
-        )
-        row.ours_tokens_per_s, row.baseline_tokens_per_s = (
-            setup.batch * setup.block / seconds for seconds in (row.ours_s, row.baseline_s)
-        )
-        self._add(row)
+        more: dict[str, Any] = {"goal": GOALS.get(name), "note": note, "lines": drawn}
+        self._versus(name, jobs, samples, peaks, gflop, setup.batch * setup.block, setup, **more)
 
     def _memory(
         self,

@@ -40,12 +40,6 @@ QUICK = ("train_step", "attention", "pooling", "decode")
 
 def get_parser() -> argparse.ArgumentParser:
     parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES)
-    parser.add_argument(
-        "--dtype",
-        "--precision",
-        choices=["fp32", "bf16"],
-        help="of all models (default: fp32, on CUDA bf16); on the CPU bf16 is --cpu-bf16",
-    )
     parser.add_argument("--dropout", type=float, default=0.0, help="everywhere (default: 0; the paper: 0.1)")
     parser.add_argument("--encodings", metavar="X,Y", help=f"of {','.join(ENCODINGS)} (default: all)")
     parser.add_argument("--full", action="store_true", help="recompute every prefix, not nine of them: an hour")
@@ -54,33 +48,25 @@ def get_parser() -> argparse.ArgumentParser:
 
 def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
     """The bench and the names of its rows; UserError for flags that make no sense."""
-    names = command.check_flags(args, ROWS)
-    if args.quick and not args.rows:
-        names = list(QUICK)
+    names = command.check_flags(args, ROWS, QUICK)
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout}: must be at least 0 and below 1")
-    dtype = args.dtype or ("bf16" if args.device == "cuda" else "fp32")
-    setup = Setup(batch=args.batch, dropout=args.dropout, full=args.full, device=args.device, dtype=dtype)
-    bench = Bench(setup, sizes=[1024, 2048, 4096], runs=args.runs or 5)
+    setup = Setup(
+        batch=args.batch, dropout=args.dropout, full=args.full, device=args.device, dtype=command.dtype_of(args)
+    )
+    bench = Bench(setup, sizes=[1024, 2048, 4096])
+    command.limit(bench, args)
     if args.quick:
         bench.sizes, bench.factors, bench.decode_size, bench.decode_batches = [1024], (4,), 128, (1,)
-        bench.runs, bench.long, bench.memory = args.runs or 2, 1.0, False
     if args.sizes:
         bench.sizes = command.whole_numbers("--sizes", args.sizes, 16)
     if args.encodings:
-        bench.encodings = tuple(args.encodings.split(","))
-        for name in bench.encodings:
-            if name not in ENCODINGS:
-                raise UserError(f"--encodings {name}: not one of {', '.join(ENCODINGS)}")
-    bench.threads, bench.memory = args.threads, bench.memory and not args.no_memory
+        bench.encodings = tuple(command.chosen("--encodings", args.encodings, ENCODINGS))
     return bench, names
 
 
 def main() -> int:
-    args = get_parser().parse_args()
-    command.check_files(args)
-    bench, names = make_bench(args)
-    return command.run(args, bench, names, lambda: parity(bench.setup), "hourglass")
+    return command.main(get_parser(), make_bench, parity, "hourglass")
 
 
 if __name__ == "__main__":

@@ -143,26 +143,11 @@ class Bench(Session):
         lines: tuple[str, str] = NOT_DRAWN,
     ) -> None:
         """Add one row of training steps: ``jobs`` are ours and the baseline."""
-        if not all(job in samples for job in jobs):
-            return
         setup = setup or self.setup
         n = jobs[0][1]
         name = f"train_step/{n}/{variant}/vs_{against}"
-        memory = [peaks[job].mb if job in peaks else None for job in jobs]
-        gflop = [training_gflop(*job, setup) for job in jobs]
-        row = make_row(
-            name,
-            Pair.of(samples[jobs[0]], samples[jobs[1]]),
-            goal=GOALS.get(name),
-            ours_mb=memory[0],
-            baseline_mb=memory[1],
-            ours_gflop=gflop[0],
-            baseline_gflop=gflop[1],
-            note=note,
-            lines=lines,
-        )
-        row.ours_tokens_per_s, row.baseline_tokens_per_s = (setup.batch * n / s for s in (row.ours_s, row.baseline_s))
-        self._add(row)
+        more: dict[str, Any] = {"goal": GOALS.get(name), "note": note, "lines": lines}
+        self._versus(name, jobs, samples, peaks, training_gflop, setup.batch * n, setup, **more)
 
     def _memory(
         self, variant: str, jobs: tuple[Job, Job], samples: Mapping[Job, list[Sample]], peaks: Mapping[Job, Peak]
@@ -186,24 +171,9 @@ class Bench(Session):
         n = self.size
         jobs = [(RELATIVE, n), (EINSUM, n)]
         samples, peaks = self._turns("attention", attention, jobs)
-        if not all(job in samples for job in jobs):
-            return
         name = f"attention/{n}/{RELATIVE}/vs_{EINSUM}"
-        memory = [peaks[job].mb if job in peaks else None for job in jobs]
-        gflop = [attention_gflop(*job, self.setup) for job in jobs]
-        self._add(
-            make_row(
-                name,
-                Pair.of(samples[jobs[0]], samples[jobs[1]]),
-                goal=GOALS.get(name),
-                ours_mb=memory[0],
-                baseline_mb=memory[1],
-                ours_gflop=gflop[0],
-                baseline_gflop=gflop[1],
-                note="forward and backward",
-                lines=NOT_DRAWN,
-            )
-        )
+        more: dict[str, Any] = {"goal": GOALS.get(name), "note": "forward and backward", "lines": NOT_DRAWN}
+        self._versus(name, jobs, samples, peaks, attention_gflop, **more)
 
     def _pooling(self) -> None:
         """Pooling and upsampling: their share of a training step, and each against its bare kernel."""

@@ -22,7 +22,8 @@ from fairseq_efficient.errors import UserError, run_main
 
 EPILOG = """
 The base model for WikiText-103: 32 blocks, d=512, ffn 2048, 8 heads, 267,744 types by tied adaptive embeddings (12,000
-in the rows supernet, decode and generate), no dropout, fp32. interleaved: a Transformer-XL of 16 + 16 blocks; par: the
+in the rows latency, which has others with all of them, predicted, supernet, decode and generate), no dropout, fp32.
+Types are drawn by Zipf's law. interleaved: a Transformer-XL of 16 + 16 blocks; par: the
 paper's rule, 6 + 26. memM: remembered tokens; -keys: remembered as keys and values, else as hidden states that are
 projected anew. Evaluation is that of fairseq-eval-lm: loss of the tokens and next memory, positions projected before
 (they depend on weights alone).
@@ -41,9 +42,8 @@ QUICK = ("attention", "latency", "predicted", "supernet", "softmax")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES)
+    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES, "of all nets (default: fp32, on CUDA bf16)")
     parser.set_defaults(batch=None)
-    parser.add_argument("--dtype", choices=["fp32", "bf16"], help="of all nets (default: fp32, on CUDA bf16)")
     parser.add_argument("--blocks", type=int, help="of the nets (default: 32)")
     parser.add_argument("--dim", type=int, default=512, help="width; 4 times as much in the middle (default: 512)")
     parser.add_argument("--full", action="store_true", help="recompute every prefix, not nine of them")
@@ -52,22 +52,19 @@ def get_parser() -> argparse.ArgumentParser:
 
 def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
     """The bench and the names of its rows; UserError for flags that make no sense."""
-    names = command.check_flags(args, ROWS)
-    if args.quick and not args.rows:
-        names = list(QUICK)
+    names = command.check_flags(args, ROWS, QUICK)
     if args.blocks is not None and args.blocks < 2:
         raise UserError(f"--blocks {args.blocks}: must be at least 2")
     if args.dim < 64 or args.dim % 64:
         raise UserError(f"--dim {args.dim}: must be a multiple of 64, the width of a head")
-    dtype = args.dtype or ("bf16" if args.device == "cuda" else "fp32")
     setup = Setup(dim=args.dim, ffn=4 * args.dim, heads=args.dim // 64, blocks=args.blocks or 32, full=args.full,
-                  device=args.device, dtype=dtype)  # fmt: skip
-    bench = Bench(setup, sizes=[], runs=args.runs or 5)
+                  device=args.device, dtype=command.dtype_of(args))  # fmt: skip
+    bench = Bench(setup, sizes=[])
+    command.limit(bench, args)
     if args.quick:
         bench.setup = Setup(**{**vars(setup), "types": 12_000, "cutoffs": "250,2500", "factor": 4.0})
         bench.shapes, bench.batches, bench.passes = [bench.shapes[0], (192, 192)], (1,), ("forward",)
         bench.latency_batches, bench.caches, bench.chain, bench.vocabularies = (1,), ("",), 4, (12_000,)
-        bench.runs, bench.long, bench.memory = args.runs or 2, 1.0, False
     if args.sizes:
         sizes = command.whole_numbers("--sizes", args.sizes, 1)
         bench.shapes = [pair for pair in bench.shapes if pair[0] in sizes]
@@ -77,16 +74,12 @@ def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
             raise UserError("--sizes is for --rows attention")
     if args.batch is not None:
         bench.batches = bench.latency_batches = bench.decode_batches = (args.batch,)
-    bench.threads, bench.memory = args.threads, bench.memory and not args.no_memory
     bench.sizes = [tokens for tokens, _ in bench.shapes]
     return bench, names
 
 
 def main() -> int:
-    args = get_parser().parse_args()
-    command.check_files(args)
-    bench, names = make_bench(args)
-    return command.run(args, bench, names, lambda: parity(bench.setup), "par", "tokens or types")
+    return command.main(get_parser(), make_bench, parity, "par", "tokens or types")
 
 
 if __name__ == "__main__":

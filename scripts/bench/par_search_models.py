@@ -19,7 +19,7 @@ from fairseq_efficient.bench import decoding
 from par_search.config import ParLMConfig, SupernetConfig
 from par_search.costs import Shape
 from par_search.decoder import DecoderOptions, ParDecoder
-from par_search.latency import evaluation_step
+from par_search.latency import evaluation_step, usual_tokens
 from par_search.layout import rule_layout
 from par_search.model import SupernetLanguageModel, decoder_options
 
@@ -129,10 +129,7 @@ def build_supernet(n: int, setup: Setup) -> SupernetLanguageModel:
 
 def text(n: int, setup: Setup, seed: int = 2) -> Tensor:
     """(batch, n + 1) ids, frequent ones often: by Zipf's law."""
-    draw = torch.Generator().manual_seed(seed)
-    first = 4
-    weights = 1 / (torch.arange(setup.types - first, dtype=torch.float64) + 2.7)
-    found = torch.multinomial(weights, setup.batch * (n + 1), replacement=True, generator=draw) + first
+    found = usual_tokens(dictionary(setup.types), setup.batch * (n + 1), seed)
     return found.view(setup.batch, n + 1).to(setup.place)
 
 

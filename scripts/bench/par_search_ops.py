@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from par_search_models import Setup, options
+from par_search_models import Setup, dictionary, options
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
 
@@ -14,6 +14,7 @@ from fairseq_efficient.modules.adaptive_softmax import ExactAdaptiveSoftmax
 from fairseq_efficient.modules.relative_self_attention import sinusoids
 from fairseq_efficient.ops.optimal_cutoffs import optimal_cutoffs, partition_cost
 from par_search.blocks import KEEP, AttentionBlock, Reach
+from par_search.latency import usual_tokens, zipf
 
 RELATIVE, ADDITIVE, EINSUM = "relative", "additive_mask", "einsum"
 OPTIMAL, RULE, FULL = "optimal", "rule", "full"
@@ -128,17 +129,15 @@ def attention_gflop(kind: str, n: int, setup: Setup, training: bool) -> float:
 
 
 @lru_cache(maxsize=4)
-def zipf(types: int) -> np.ndarray:
-    """Counts of types by id, by Zipf's law; the special ones do not occur."""
-    counts = 1e9 / (np.arange(types) + 2.7)
-    counts[:SPECIAL] = 0
-    return counts
+def counts(types: int) -> np.ndarray:
+    """Of types by id; the special ones do not occur."""
+    return np.concatenate([np.zeros(SPECIAL), zipf(types - SPECIAL).numpy()])
 
 
 def cutoffs(kind: str, types: int, setup: Setup) -> list[int]:
     """optimal: by the multiply-adds; rule: by the original's cost, the sum over all bins of types x tokens."""
     model = {"dim": setup.dim, "factor": 4.0} if kind == OPTIMAL else {}
-    return optimal_cutoffs(zipf(types), CLUSTERS, smallest_head=SPECIAL + 1, **model)[0]
+    return optimal_cutoffs(counts(types), CLUSTERS, smallest_head=SPECIAL + 1, **model)[0]
 
 
 def softmax_step(kind: str, types: int, setup: Setup) -> Callable[[], Any]:
@@ -149,7 +148,7 @@ def softmax_step(kind: str, types: int, setup: Setup) -> Callable[[], Any]:
         layer = ExactAdaptiveSoftmax(types, setup.dim, cutoffs(kind, types, setup), 0.0, PAD, factor=4.0)
     layer = layer.to(setup.place)
     states = torch.randn(1, setup.memory, setup.dim, device=setup.place, requires_grad=True)
-    target = _targets(types, setup.memory).to(setup.place)
+    target = usual_tokens(dictionary(types), setup.memory).to(setup.place)
 
     def run() -> Tensor:
         layer.zero_grad(set_to_none=True)
@@ -161,14 +160,9 @@ def softmax_step(kind: str, types: int, setup: Setup) -> Callable[[], Any]:
     return run
 
 
-def _targets(types: int, count: int) -> Tensor:
-    draw = torch.Generator().manual_seed(3)
-    return torch.multinomial(torch.from_numpy(zipf(types)), count, replacement=True, generator=draw)
-
-
 def softmax_gflop(kind: str, types: int, setup: Setup) -> float:
     """Analytic 10**9 FLOPs of :func:`softmax_step`, for tokens by their frequencies."""
     if kind == FULL:
         return 6 * setup.memory * setup.dim * types / 1e9
     places: Sequence[int] = cutoffs(kind, types, setup)
-    return 6 * setup.memory * partition_cost(zipf(types), list(places), dim=setup.dim, factor=4.0) / 1e9
+    return 6 * setup.memory * partition_cost(counts(types), list(places), dim=setup.dim, factor=4.0) / 1e9

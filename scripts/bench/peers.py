@@ -13,7 +13,7 @@ sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER)]  # in this order: the packa
 if __name__ in ("__main__", "__mp_main__"):  # first, because fairseq sets the level to DEBUG when it is imported
     logging.basicConfig(level=logging.ERROR)
 
-from peers_models import Setup, library, parity
+from peers_models import Setup, parity
 from peers_rows import ROWS, Bench
 
 from fairseq_efficient.bench import command
@@ -28,10 +28,11 @@ characters, 2 + 8 + 2 layers; vanilla: ours without segments. led and gpt2 have 
 
 rows: classification (forward), encoder, training, summaries (beam search), characters (training), decoding
 """
+SIZES = "of documents, in tokens (default: 4096,8192; --quick: 2048)"
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = command.get_parser(__doc__, EPILOG, ROWS, "of documents, in tokens (default: 4096,8192; --quick: 2048)")
+    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES, dtype="")
     parser.set_defaults(batch=None)
     return parser
 
@@ -45,25 +46,20 @@ def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
     parts = {name: replace(part, device=device, dtype=dtype) for name, part in parts.items()}
     if args.batch:
         parts = {name: replace(part, batch=args.batch) for name, part in parts.items()}
-    bench = Bench(Setup(**parts, device=device, dtype=dtype), sizes=[4096, 8192], runs=args.runs or 5)
+    bench = Bench(Setup(**parts, device=device, dtype=dtype), sizes=[4096, 8192])
+    command.limit(bench, args)
     if args.quick:
         bench.sizes, bench.sentence_sizes, bench.summary_size = [2048], (128,), 2048
         bench.character_size, bench.decoded = 1024, 128
-        bench.runs, bench.long, bench.memory = args.runs or 2, 1.0, False
     if args.sizes:
         bench.sizes = command.whole_numbers("--sizes", args.sizes, 512)
         bench.summary_size = bench.sizes[-1]
     bench.document_sizes = tuple(bench.sizes)
-    bench.threads, bench.memory = args.threads, bench.memory and not args.no_memory
     return bench, names
 
 
 def main() -> int:
-    args = get_parser().parse_args()
-    command.check_files(args)
-    library()
-    bench, names = make_bench(args)
-    return command.run(args, bench, names, lambda: parity(bench.setup), "ours")
+    return command.main(get_parser(), make_bench, parity, "ours")
 
 
 if __name__ == "__main__":

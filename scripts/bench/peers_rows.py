@@ -18,9 +18,7 @@ from peers_models import (
 )
 from pyramidion_models import PYRAMIDION
 
-from fairseq_efficient.bench.rows import make_row
 from fairseq_efficient.bench.session import Session
-from fairseq_efficient.bench.timing import Pair
 
 ROWS = ("classification", "encoder", "training", "summaries", "characters", "decoding")
 VANILLA = "vanilla-rotary"
@@ -69,16 +67,5 @@ class Bench(Session):
         """Rows of each kind against the peer, measured in turns."""
         samples, peaks = self._turns(what, work, [(kind, n) for kind in (*kinds, peer)], setup=setup)
         for kind in kinds:
-            jobs = [(kind, n), (peer, n)]
-            if not all(job in samples for job in jobs):
-                continue
-            memory = [peaks[job].mb if job in peaks else None for job in jobs]
-            self._add(
-                make_row(
-                    f"{what}/{n}/{kind}/vs_{peer}",
-                    Pair.of(samples[jobs[0]], samples[jobs[1]]),
-                    ours_mb=memory[0],
-                    baseline_mb=memory[1],
-                    note="same weights" if kind == "packed" else "",
-                )
-            )
+            note = "same weights" if kind == "packed" else ""
+            self._versus(f"{what}/{n}/{kind}/vs_{peer}", [(kind, n), (peer, n)], samples, peaks, note=note)

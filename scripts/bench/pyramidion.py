@@ -32,43 +32,34 @@ rows: encoder_forward and train_step (forward and backward, 128 target tokens) f
 (8,192 source tokens, beam 16, 128 tokens: in all, and decode without the encoder); decode (one step)
 """
 SIZES = "source tokens (default: 2048,4096,8192,16384; --quick: 2048)"
+QUICK = tuple(name for name in ROWS if name != "generate")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES)
-    parser.add_argument(
-        "--dtype",
-        choices=["fp32", "bf16"],
-        help="only this one (default: on the CPU both, bf16 being --cpu-bf16; on CUDA bf16 for every model)",
-    )
-    return parser
+    dtype = "only this one (default: on the CPU both, bf16 being --cpu-bf16; on CUDA bf16 for every model)"
+    return command.get_parser(__doc__, EPILOG, ROWS, SIZES, dtype)
 
 
 def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
     """The bench and the names of its rows; UserError for flags that make no sense."""
-    names = command.check_flags(args, ROWS)
-    if args.quick and not args.rows:
-        names.remove("generate")
+    names = command.check_flags(args, ROWS, QUICK)
     setup = Setup(batch=args.batch, device=args.device)
     if args.device == "cuda":
         setup = replace(setup, dtype=args.dtype or "bf16")
-    bench = Bench(setup, sizes=[2048] if args.quick else [2048, 4096, 8192, 16384], runs=args.runs or 5)
+    bench = Bench(setup, sizes=[2048] if args.quick else [2048, 4096, 8192, 16384])
+    command.limit(bench, args)
     if args.quick:
         bench.setup = replace(setup, tokens=32)
-        bench.generate_size, bench.runs, bench.long, bench.memory = 2048, args.runs or 2, 1.0, False
+        bench.generate_size = 2048
     if args.sizes:
         bench.sizes = command.whole_numbers("--sizes", args.sizes, bench.setup.kept)
-    bench.threads, bench.memory = args.threads, bench.memory and not args.no_memory
     if args.dtype:
         bench.precisions = (args.dtype,)
     return bench, names
 
 
 def main() -> int:
-    args = get_parser().parse_args()
-    command.check_files(args)
-    bench, names = make_bench(args)
-    return command.run(args, bench, names, lambda: parity(bench.setup), "pyramidion", "source tokens")
+    return command.main(get_parser(), make_bench, parity, "pyramidion", "source tokens")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -148,26 +149,15 @@ class Bench(Session):
     ) -> None:
         """Add one row: ours against a model."""
         against = BLOCKWISE if baseline[0] == STOCK_DECODER else baseline[0]
-        pair = Pair.of(samples[ours], samples[baseline], part, part)
         notes = []
         if baseline[0] == STOCK_DECODER:
             notes.append("fairseq's decoder")
-        if min(len(pair.ours), len(pair.baseline)) == 1 and self.runs > 1:
+        if min(len(samples[ours]), len(samples[baseline])) == 1 and self.runs > 1:
             notes.append(f"{against} timed once")
-        row = make_row(
-            "/".join([what, str(n), *([variant] if variant else []), f"vs_{against}"]),
-            pair,
-            goal=self._goal(what, n, variant, against),
-            ours_gflop=gflop(what, ours[0], ours[1], self.setup),
-            baseline_gflop=gflop(what, baseline[0], baseline[1], self.setup),
-            ours_mb=peaks[ours].mb if ours in peaks else None,
-            baseline_mb=peaks[baseline].mb if baseline in peaks else None,
-            note="; ".join(notes),
-        )
-        if what == "train_step":
-            tokens = self.setup.batch * n
-            row.ours_tokens_per_s, row.baseline_tokens_per_s = tokens / row.ours_s, tokens / row.baseline_s
-        self._add(row)
+        name = "/".join([what, str(n), *([variant] if variant else []), f"vs_{against}"])
+        more: dict[str, Any] = {"goal": self._goal(what, n, variant, against), "note": "; ".join(notes)}
+        tokens = self.setup.batch * n if what == "train_step" else None
+        self._versus(name, (ours, baseline), samples, peaks, partial(gflop, what), tokens, part=part, **more)
 
     def _goal(self, what: str, n: int, variant: str, against: str) -> float | None:
         """On CUDA every variant is bf16, and the goals are those of equal precision."""

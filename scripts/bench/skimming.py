@@ -38,39 +38,27 @@ QUICK = ("ratios", "overhead")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES)
+    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES, f"{command.DTYPE}, and stock stays fp32")
     parser.set_defaults(batch=None)
     parser.add_argument("--models", metavar="X,Y", help=f"of {','.join(MODELS)} (default: all; --quick: 6x384)")
     parser.add_argument("--ratios", metavar="R,R", help="shares of tokens that are kept (default: 0.7,0.5,0.3,0.1)")
-    parser.add_argument(
-        "--dtype",
-        choices=["fp32", "bf16"],
-        help="of all models (default: fp32, on CUDA bf16); on the CPU bf16 is --cpu-bf16, and stock stays fp32",
-    )
     return parser
 
 
 def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
     """The bench and the names of its rows; UserError for flags that make no sense."""
-    names = command.check_flags(args, ROWS)
-    if args.quick and not args.rows:
-        names = list(QUICK)
-    dtype = args.dtype or ("bf16" if args.device == "cuda" else "fp32")
-    setup = Setup(batch=args.batch or 0, device=args.device, dtype=dtype)
-    bench = Bench(setup, sizes=[128, 512], runs=args.runs or 5)
+    names = command.check_flags(args, ROWS, QUICK)
+    setup = Setup(batch=args.batch or 0, device=args.device, dtype=command.dtype_of(args))
+    bench = Bench(setup, sizes=[128, 512])
+    command.limit(bench, args)
     if args.quick:
         bench.sizes, bench.models, bench.ratios = [128], ("6x384",), (0.5, 0.3)
-        bench.runs, bench.long, bench.memory = args.runs or 2, 1.0, False
     if args.sizes:
         bench.sizes = command.whole_numbers("--sizes", args.sizes, 8)
     if args.models:
-        bench.models = tuple(args.models.split(","))
-        for name in bench.models:
-            if name not in MODELS:
-                raise UserError(f"--models {name}: not one of {', '.join(MODELS)}")
+        bench.models = tuple(command.chosen("--models", args.models, MODELS))
     if args.ratios:
         bench.ratios = _shares(args.ratios)
-    bench.threads, bench.memory = args.threads, bench.memory and not args.no_memory
     return bench, names
 
 
@@ -85,10 +73,7 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 def main() -> int:
-    args = get_parser().parse_args()
-    command.check_files(args)
-    bench, names = make_bench(args)
-    return command.run(args, bench, names, lambda: parity(bench.setup), "skimming")
+    return command.main(get_parser(), make_bench, parity, "skimming")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Bench(Session):
         for model, n, setup in self._each():
             kinds = [f"keep{ratio}" for ratio in self.ratios]
             jobs = [(kind, n) for kind in ("stock", "packed", *kinds)]
-            samples, peaks = self._turns("forward", forward, jobs, setup=setup)
+            samples, peaks = self._turns("forward", forward, jobs, more=3, setup=setup)
             for baseline in ("packed", "stock"):
                 for kind in kinds:
                     lines = (f"{model} {kind}", f"{model} {baseline}")
@@ -122,11 +122,8 @@ class Bench(Session):
         for model, n, setup in self._each():
             jobs = [(kind, n) for kind in ("predictor64", "stock")]
             samples, peaks = self._turns("train_step", train_step, jobs, setup=setup)
-            if all(job in samples for job in jobs):
-                memory = [peaks[job].mb if job in peaks else None for job in jobs]
-                name = f"train_step/{n}/{model}-predictor64/vs_stock"
-                more = {"ours_mb": memory[0], "baseline_mb": memory[1], "note": "forward and backward, all positions"}
-                self._add(make_row(name, Pair.of(samples[jobs[0]], samples[jobs[1]]), lines=NOT_DRAWN, **more))
+            name, note = f"train_step/{n}/{model}-predictor64/vs_stock", "forward and backward, all positions"
+            self._versus(name, jobs, samples, peaks, note=note, lines=NOT_DRAWN)
 
     def _compare(
         self,
@@ -140,25 +137,11 @@ class Bench(Session):
         what: str = "packed_forward",
     ) -> None:
         """Add one row of forwards, with the ratio of their FLOPs."""
-        if not (ours in samples and baseline in samples):
-            return
         n = ours[1]
         name = f"{what}/{n}/{variant}/vs_{baseline[0]}"
-        gflop = [forward_gflop(*job, setup) for job in (ours, baseline)]
-        memory = [peaks[job].mb if job in peaks else None for job in (ours, baseline)]
-        row = make_row(
-            name,
-            Pair.of(samples[ours], samples[baseline]),
-            goal=GOALS.get(name),
-            ours_gflop=gflop[0],
-            baseline_gflop=gflop[1],
-            ours_mb=memory[0],
-            baseline_mb=memory[1],
-            lines=lines,
-        )
         real = int(batch(n, setup).ne(PAD).sum())
-        row.ours_tokens_per_s, row.baseline_tokens_per_s = (real / s for s in (row.ours_s, row.baseline_s))
-        self._add(row)
+        more: dict[str, Any] = {"goal": GOALS.get(name), "lines": lines}
+        self._versus(name, (ours, baseline), samples, peaks, forward_gflop, real, setup, **more)
 
     def _ceiling(self, name: str, pair: Pair, value: float, unit: str, **more: Any) -> Any:
         more.setdefault("lines", NOT_DRAWN)
