@@ -13,18 +13,21 @@ sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see ex
 import adaptive_span_results as results
 from adaptive_span_plan import ALL_ATTENTION, OPTIMIZERS, Plan, kinds, prepare_flags
 from adaptive_span_stages import check_bits, evaluate, time_updates
-from experiment_runs import train
-from experiment_stages import StageFailed, say
-from language_model_plan import (
+from experiment_flags import (
+    add_out,
     add_output,
     add_watching,
     check_least,
-    check_places,
     check_share,
     chosen_models,
     chosen_seeds,
-    prepare_data,
+    finish,
+    make_parser,
+    results_folder,
 )
+from experiment_runs import train
+from experiment_stages import say
+from language_model_plan import add_data, check_places, prepare_data
 
 from fairseq_efficient.errors import UserError, run_main
 
@@ -46,17 +49,9 @@ Look at the runs: python scripts/report.py adaptive_span OUT/*/seed1 --out page.
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="everything this run makes")
-    data = parser.add_argument_group("data (see scripts/prepare_lm.py)")
-    data.add_argument("--data", type=Path, metavar="DIR", help="prepared already")
-    data.add_argument("--corpus", metavar="NAME", help="built-in (default: sotu)")
-    data.add_argument("--split", action="append", default=[], metavar="NAME=FILE", help="train, valid and maybe test")
-    data.add_argument("--cut", type=Path, metavar="FILE", help="one file to cut 90/5/5, such as enwik8")
-    data.add_argument("--format", metavar="FORMAT", help="of the files")
-    data.add_argument("--name", help="of the data, in the results (default: made from the flags)")
+    parser = make_parser(__doc__, EPILOG)
+    add_out(parser)
+    add_data(parser, cut="enwik8")
     add_models(parser.add_argument_group("models"))
     add_training(parser.add_argument_group("training and evaluation"))
     add_output(parser.add_argument_group("output"), results.NAME)
@@ -119,26 +114,23 @@ def check(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     return models, chosen_seeds(args.seeds)
 
 
+def stages(args: argparse.Namespace, models: list[str], seeds: list[int]) -> None:
+    folder = results_folder(args)
+    plan = Plan(args, prepare_data(args, prepare_flags(args)))
+    runs = [plan.run(model, seed) for seed in seeds for model in models]
+    for number, one in enumerate(runs):
+        train(one)
+        evaluate(one)
+        results.write(folder, plan, runs[: number + 1])
+    time_updates(runs[: len(models)])
+    results.write(folder, plan, runs, check_bits(plan, runs))
+    say(f"wrote {folder / results.NAME}.json, .md and .png")
+
+
 def main() -> int:
     args = get_parser().parse_args()
     models, seeds = check(args)
-    args.out = args.out.resolve()
-    args.out.mkdir(parents=True, exist_ok=True)
-    folder = ROOT / "docs" / "results" if args.publish else (args.results or args.out / "results")
-    try:
-        plan = Plan(args, prepare_data(args, prepare_flags(args)))
-        runs = [plan.run(model, seed) for seed in seeds for model in models]
-        for number, one in enumerate(runs):
-            train(one)
-            evaluate(one)
-            results.write(folder, plan, runs[: number + 1])
-        time_updates(runs[: len(models)])
-        results.write(folder, plan, runs, check_bits(plan, runs))
-        say(f"wrote {folder / results.NAME}.json, .md and .png")
-    except StageFailed as err:
-        print(err, file=sys.stderr)
-        return 1
-    return 0
+    return finish(lambda: stages(args, models, seeds))
 
 
 if __name__ == "__main__":

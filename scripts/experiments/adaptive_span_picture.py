@@ -1,18 +1,16 @@
 #!/usr/bin/env python3
 """Draw validation bits and mean spans over updates, and bits over time: adaptive_span_picture.py RESULTS.json PNG."""
 
-import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import experiment_pictures as pictures
 from adaptive_span_page import ordered
+from experiment_pictures import GREY, Curve, averaged, label, lines, of_experiment
 
-INK, GREY, LIGHT = "#1f2933", "#7b8794", "#e4e7eb"
 FIXED, LEARNED, OTHER = ("#9fb3c8", "#627d98", "#1f2933"), ("#edae49", "#d1495b", "#8d6a9f"), "#00798c"
-Curve = dict[str, Any]
 
 
 def colors(models: list[str]) -> dict[str, str]:
@@ -24,43 +22,25 @@ def colors(models: list[str]) -> dict[str, str]:
     return found
 
 
-def averaged(curves: list[Curve], x: str, y: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Model -> updates and values, the mean of the seeds where all of them have one."""
-    grouped: dict[str, list[Curve]] = defaultdict(list)
-    for curve in curves:
-        if curve[x]:
-            grouped[curve["model"]].append(curve)
-    found = {}
-    for model, same in grouped.items():
-        points = [dict(zip(one[x], one[y], strict=True)) for one in same]
-        updates = sorted(set.intersection(*map(set, points)))
-        found[model] = (updates, [mean(one[update] for one in points) for update in updates])
-    return found
+def in_order(curves: list[Curve], x: str, y: str) -> dict[str, tuple[list[Any], ...]]:
+    found = averaged(curves, x, y)
+    return {model: found[model] for model in ordered(found)}
 
 
 def bits(axes: Any, curves: list[Curve], color: dict[str, str], title: str) -> None:
-    found = averaged(curves, "updates", "valid_bpc")
-    for model in ordered(found):
-        axes.plot(*found[model], color=color[model], label=model, linewidth=1.6)
-    late = [one for _, values in found.values() for one in values[len(values) // 4 :]]
+    late = lines(axes, in_order(curves, "updates", "valid_bpc"), color, title)
     if late:
         room = 0.05 * (max(late) - min(late)) + 1e-3
         axes.set_ylim(min(late) - room, max(late) + room)
         axes.legend(frameon=False, fontsize=8)
-    axes.set_title(title, loc="left", color=INK, fontsize=10)
-    axes.set_xlabel("updates", color=GREY)
     axes.set_ylabel("validation bits per byte", color=GREY)
 
 
 def spans(axes: Any, curves: list[Curve], color: dict[str, str], longest: int) -> None:
-    found = averaged(curves, "span_updates", "mean_span")
-    for model in ordered(found):
-        axes.plot(*found[model], color=color[model], linewidth=1.6)
+    lines(axes, in_order(curves, "span_updates", "mean_span"), color, "mean of what heads see, tokens")
     axes.axhline(longest / 6, color=GREY, linewidth=0.8, linestyle="--")
     axes.text(0, longest / 6, f" 1/6 of {longest:,}", color=GREY, fontsize=8, va="bottom")
     axes.set_yscale("log")
-    axes.set_title("mean of what heads see, tokens", loc="left", color=INK, fontsize=10)
-    axes.set_xlabel("updates", color=GREY)
 
 
 def pairs(axes: Any, rows: list[dict[str, Any]], color: dict[str, str], scored: str) -> None:
@@ -74,34 +54,24 @@ def pairs(axes: Any, rows: list[dict[str, Any]], color: dict[str, str], scored: 
             axes.scatter([mean(seconds)], [mean(found)], color=color[model], s=36)
             axes.annotate(model, (mean(seconds), mean(found)), fontsize=8, color=GREY, xytext=(5, 3),
                           textcoords="offset points")  # fmt: skip
-    axes.set_title(f"{scored} bits over time", loc="left", color=INK, fontsize=10)
-    axes.set_xlabel("seconds of an update", color=GREY)
+    label(axes, f"{scored} bits over time", "seconds of an update")
     axes.set_xlim(left=0)
     axes.margins(x=0.25, y=0.15)
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = [name for name in document["experiments"] if any(c["experiment"] == name for c in document["curves"])]
-    figure = pyplot.figure(figsize=(13, 0.5 + 4.0 * len(names)), layout="constrained")
-    for row, name in zip(figure.subplots(len(names), 3, squeeze=False), names, strict=True):
+    def row(panels: Any, name: str) -> None:
         about = document["experiments"][name]
-        rows, curves = ([one for one in document[kind] if one["experiment"] == name] for kind in ("rows", "curves"))
+        rows, curves = (of_experiment(document, kind, name) for kind in ("rows", "curves"))
         color = colors(ordered({one["model"]: 0 for one in curves}))
         settings = about["settings"]
-        bits(row[0], curves, color, f"{about['data']['name']}, {settings['layers']} layers, width {settings['dim']}")
-        spans(row[1], curves, color, settings["longest"])
-        pairs(row[2], rows, color, about["data"]["scored"])
-        for axes in row:
-            axes.grid(color=LIGHT)
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+        title = f"{about['data']['name']}, {settings['layers']} layers, width {settings['dim']}"
+        bits(panels[0], curves, color, title)
+        spans(panels[1], curves, color, settings["longest"])
+        pairs(panels[2], rows, color, about["data"]["scored"])
+
+    pictures.draw(path, [name for name in document["experiments"] if of_experiment(document, "curves", name)], row)
 
 
 if __name__ == "__main__":
-    draw(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))
+    pictures.main(draw)

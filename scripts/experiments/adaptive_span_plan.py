@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from language_model_plan import ADAM, SAVING, LanguageModelPlan, LanguageModelRun
+from experiment_runs import SAVING
+from language_model_plan import ADAM, LanguageModelPlan, LanguageModelRun, corpus_flags
 
 from fairseq_efficient.errors import UserError
 
@@ -144,9 +145,4 @@ class Run(LanguageModelRun):
 
 def prepare_flags(args: argparse.Namespace) -> list[str]:
     """Arguments of scripts/prepare_lm.py."""
-    flags = ["--symbols", "bytes"]
-    for split in args.split:
-        flags += ["--split", split]
-    for name in ("cut", "format"):
-        flags += [f"--{name}", str(getattr(args, name))] if getattr(args, name) else []
-    return flags if args.split or args.cut else [*flags, "--corpus", args.corpus or "sotu"]
+    return ["--symbols", "bytes", *corpus_flags(args)]

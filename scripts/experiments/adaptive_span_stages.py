@@ -7,8 +7,8 @@ from typing import Any
 
 import experiment_runs
 from adaptive_span_plan import Plan, Run
-from experiment_runs import eval_told, score, split_size, validated
-from experiment_stages import StageFailed, read_json, run, say, write_json
+from experiment_runs import eval_told, keep_step_seconds, score, split_size, step_seconds, validated
+from experiment_stages import StageFailed, read_json, run, say
 
 from fairseq_efficient.report.eval_log import Evaluation, read_evaluation
 
@@ -42,24 +42,14 @@ def evaluation(one: Run) -> Evaluation:
 def time_updates(runs: Sequence[Run]) -> None:
     """Time more updates of each trained model, in turns, with the spans that it has and full caches; each once."""
     plan = runs[0].plan
-    known = step_seconds(plan)
+    known = step_seconds(plan.args.out)
     left = [one for one in runs if one.name not in known]
     if not left or not plan.args.time_updates:
         return
     skip = 1 + -(-plan.longest // plan.args.tokens_per_sample)  # until caches are full
     still = ["--lr", "1e-12"]  # spans stay where they are
     found = experiment_runs.time_updates(left, skip + plan.args.time_updates, skip, still)
-    write_json(steps_file(plan), {**known, **found})
-
-
-def steps_file(plan: Plan) -> Path:
-    return Path(plan.args.out, "step_seconds.json")
-
-
-def step_seconds(plan: Plan) -> dict[str, float]:
-    """Name of a run -> seconds of an update that :func:`time_updates` measured."""
-    path = steps_file(plan)
-    return dict(read_json(path)) if path.exists() else {}
+    keep_step_seconds(plan.args.out, found)
 
 
 # --- bits a second time -----------------------------------------------------------------------------------------------

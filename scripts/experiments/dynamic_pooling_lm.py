@@ -4,6 +4,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
@@ -11,9 +12,24 @@ sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see ex
 
 # ruff: noqa: E402
 import dynamic_pooling_results as results
-from dynamic_pooling_plan import MODELS, Plan, layers
-from dynamic_pooling_stages import check_bits, evaluate, prepare, time_updates, timed_updates, train, validate
-from experiment_stages import StageFailed, say
+from dynamic_pooling_plan import MODELS, Plan, Run, layers, prepare_flags
+from dynamic_pooling_stages import check_bits, evaluate, time_updates, timed_updates, validate
+from experiment_flags import (
+    add_out,
+    add_output,
+    add_watching,
+    check_least,
+    check_share,
+    check_timed,
+    chosen_models,
+    chosen_seeds,
+    finish,
+    make_parser,
+    results_folder,
+)
+from experiment_runs import train
+from experiment_stages import say
+from language_model_plan import add_data, check_places, prepare_data
 
 from fairseq_efficient.errors import UserError, run_main
 
@@ -32,25 +48,16 @@ Look at the runs: python scripts/report.py dynamic_pooling OUT/*/seed1 --out pag
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="everything this run makes")
-    add_data(parser.add_argument_group("data (see scripts/prepare_lm.py)"))
+    parser = make_parser(__doc__, EPILOG)
+    add_out(parser)
+    add_cleaning(add_data(parser, cut="text8"))
     add_model(parser.add_argument_group("models"))
     add_training(parser.add_argument_group("training and evaluation"))
-    output = parser.add_argument_group("output")
-    output.add_argument("--results", type=Path, metavar="DIR", help="where the results go (default: OUT/results)")
-    output.add_argument("--publish", action="store_true", help="write docs/results/dynamic_pooling.{json,md,png}")
+    add_output(parser.add_argument_group("output"), results.NAME)
     return parser
 
 
-def add_data(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--data", type=Path, metavar="DIR", help="prepared already")
-    group.add_argument("--corpus", metavar="NAME", help="built-in (default: sotu)")
-    group.add_argument("--split", action="append", default=[], metavar="NAME=FILE", help="train, valid and maybe test")
-    group.add_argument("--cut", type=Path, metavar="FILE", help="one file to cut 90/5/5, such as text8")
-    group.add_argument("--format", metavar="FORMAT", help="of the files")
+def add_cleaning(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--clean", metavar="HOW", help="default: text8; with --symbols bytes none")
     group.add_argument("--lang", default="en", help="of --clean text8 (default: %(default)s)")
     group.add_argument("--symbols", choices=["characters", "bytes"], default="characters", help="default: %(default)s")
@@ -58,7 +65,6 @@ def add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--unigram-vocab", type=int, default=5000, metavar="N", help="of the tokenizer (default: %(default)s)"
     )
-    group.add_argument("--name", help="of the data, in the results (default: made from the flags)")
 
 
 def add_model(group: argparse._ArgumentGroup) -> None:
@@ -85,82 +91,59 @@ def add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--lr", type=float, default=1e-3, help="peak of the cosine schedule (default: %(default)s)")
     group.add_argument("--warmup", type=float, default=0.1, help="share of the updates (default: %(default)s)")
     group.add_argument("--clip-norm", type=float, default=0.25, help="(default: %(default)s)")
-    group.add_argument("--valid-batches", type=int, default=20, metavar="N", help="in a validation (%(default)s)")
-    group.add_argument("--valid-interval", type=int, metavar="N", help="updates, also between checkpoints (tenths)")
-    group.add_argument("--log-interval", type=int, metavar="N", help="updates (default: fortieths)")
     group.add_argument("--context-window", type=int, metavar="N", help="of fairseq-eval-lm (default: half a window)")
-    group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
-    group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="for every model alike")
-    group.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    add_watching(group)
 
 
 def check(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     """The models and seeds asked for; UserError for flags that make no sense."""
-    models = list(dict.fromkeys(args.models.split(",")))
-    for model in models:
-        if model not in MODELS:
-            raise UserError(f"--models {model}: not one of {', '.join(MODELS)}")
-    if not all(seed.isdigit() for seed in args.seeds.split(",")):
-        raise UserError(f"--seeds {args.seeds}: not a comma list of whole numbers")
+    models, seeds = chosen_models(args.models, list(MODELS)), chosen_seeds(args.seeds)
     numbers = ("updates", "dim", "ffn", "heads", "tokens_per_sample", "batch_size", "valid_batches", "valid_interval",
                "log_interval", "threads", "unigram_vocab", "time_updates")  # fmt: skip
-    for flag in numbers:
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
+    check_least(args, numbers)
     layers(args.layers)
-    if args.time_updates is not None and args.time_updates < 4:
-        raise UserError(f"--time-updates {args.time_updates}: must be at least 4, of which two do not count")
+    check_timed(args.time_updates)
     if args.context_window is not None and not 0 <= args.context_window < args.tokens_per_sample:
         raise UserError(f"--context-window {args.context_window}: must be below --tokens-per-sample")
-    if not 0 <= args.warmup < 1:
-        raise UserError(f"--warmup {args.warmup}: must be at least 0 and below 1")
+    check_share(args, "warmup")
     if args.equal_time and "vanilla" not in models:
         raise UserError("--equal-time: needs vanilla among --models")
-    if sum(map(bool, (args.data, args.corpus, args.split, args.cut))) > 1:
-        raise UserError("give one of --data, --corpus, --split and --cut")
-    if args.data is not None and not (args.data / "dict.txt").is_file():
-        raise UserError(f"--data {args.data}: no dict.txt in it; prepare it with scripts/prepare_lm.py")
-    if args.results and args.publish:
-        raise UserError("give --results or --publish, not both")
-    return models, list(dict.fromkeys(map(int, args.seeds.split(","))))
+    check_places(args, ("data", "corpus", "split", "cut"))
+    return models, seeds
+
+
+def stages(args: argparse.Namespace, models: list[str], seeds: list[int]) -> None:
+    folder = results_folder(args)
+    plan = Plan(args, prepare_data(args, prepare_flags(args)))
+    runs = [plan.run(model, seed, args.updates) for seed in seeds for model in models]
+    done: list[Run] = []
+    checked: dict[str, Any] | None = None
+
+    def measured(one: Run) -> None:
+        train(one)
+        evaluate(one)
+        validate(one)
+        done.append(one)
+        results.write(folder, plan, done, checked)
+
+    for one in runs:
+        measured(one)
+    if args.time_updates:
+        time_updates(runs[: len(models)], args.time_updates)
+    checked = check_bits(next((one for one in reversed(runs[: len(models)]) if one.pooled), runs[0]))
+    if args.equal_time:
+        updates = timed_updates(plan, runs)
+        for seed in seeds:
+            for model in models:
+                measured(plan.run(model, seed, updates[model], timed=True))
+    results.write(folder, plan, done, checked)
+    say(f"wrote {folder / results.NAME}.json, .md and .png")
 
 
 def main() -> int:
     args = get_parser().parse_args()
     models, seeds = check(args)
-    args.out = args.out.resolve()
-    args.out.mkdir(parents=True, exist_ok=True)
-    folder = ROOT / "docs" / "results" if args.publish else (args.results or args.out / "results")
-    try:
-        plan = Plan(args, prepare(args))
-        runs = [plan.run(model, seed, args.updates) for seed in seeds for model in models]
-        done = []
-        for run in runs:
-            train(run)
-            evaluate(run)
-            validate(run)
-            done.append(run)
-            results.write(folder, plan, done)
-        if args.time_updates:
-            time_updates(runs[: len(models)], args.time_updates)
-        checked = check_bits(next((run for run in reversed(runs[: len(models)]) if run.pooled), runs[0]))
-        if args.equal_time:
-            updates = timed_updates(plan, runs)
-            for seed in seeds:
-                for model in models:
-                    run = plan.run(model, seed, updates[model], timed=True)
-                    train(run)
-                    evaluate(run)
-                    validate(run)
-                    done.append(run)
-                    results.write(folder, plan, done, checked)
-        results.write(folder, plan, done, checked)
-        say(f"wrote {folder / results.NAME}.json, .md and .png")
-    except StageFailed as err:
-        print(err, file=sys.stderr)
-        return 1
-    return 0
+    return finish(lambda: stages(args, models, seeds))
 
 
 if __name__ == "__main__":

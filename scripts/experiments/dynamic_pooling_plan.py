@@ -1,11 +1,13 @@
 """Where things are in a quality run of language models, and the flags that decide what is learned."""
 
+import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from language_model_plan import ADAM, SAVING, LanguageModelPlan, LanguageModelRun
+from experiment_runs import SAVING
+from language_model_plan import ADAM, LanguageModelPlan, LanguageModelRun, corpus_flags
 
 from fairseq_efficient.errors import UserError
 
@@ -106,3 +108,11 @@ class Run(LanguageModelRun):
         ):  # fmt: skip
             flags += [f"--{flag}", str(value)]
         return [*flags, *self.plan.precision_flags, *TRAIN_FLAGS, *self.plan.device_flags]
+
+
+def prepare_flags(args: argparse.Namespace) -> list[str]:
+    """Arguments of scripts/prepare_lm.py."""
+    clean = args.clean or ("none" if args.symbols == "bytes" else "text8")
+    newlines = args.newlines or ("space" if clean == "text8" else "keep")
+    flags = ["--symbols", args.symbols, "--clean", clean, "--lang", args.lang, "--newlines", newlines]
+    return [*flags, "--unigram-vocab", str(args.unigram_vocab), *corpus_flags(args)]

@@ -5,18 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import dynamic_pooling_page
+import language_model_results as shared
 from dynamic_pooling_plan import Plan, Run
 from dynamic_pooling_stages import eval_log, sampled_log, step_seconds, validation
-from experiment_pages import draw
-from experiment_runs import split_size
-from experiment_stages import Record, TrainingLog, read_json, read_training_log, write_json
-from language_model_results import curve_of, experiment_name, merge, rounded
+from experiment_stages import TrainingLog, read_training_log
+from language_model_results import cost, curve_of, data_facts, experiment_name, head_of, metrics
 
-from fairseq_efficient.bench.machine import provenance, this_command
 from fairseq_efficient.report.eval_log import read_evaluation
 
 NAME = "dynamic_pooling"
-FOLDER = Path(__file__).resolve().parent
 VALIDATED = {  # metric -> what fairseq-validate calls it
     "window_bpc": "bpc", "sampled_window_bpc": "sampled_bpc", "shortening_factor": "shortening_factor",
     "sampled_shortening_factor": "sampled_shortening_factor", "boundary_rate": "boundary_rate",
@@ -27,19 +24,13 @@ VALIDATED = {  # metric -> what fairseq-validate calls it
 
 def write(folder: Path, plan: Plan, runs: Sequence[Run], checked: dict[str, Any] | None = None) -> None:
     """Merge the runs into ``folder/dynamic_pooling.json``, and write the .md and .png anew."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{NAME}.json"
-    document = merge(read_json(path) if path.exists() else {}, new_document(plan, runs, checked))
-    write_json(path, document)
-    (folder / f"{NAME}.md").write_text(dynamic_pooling_page.page(document), encoding="utf-8")
-    draw(FOLDER / "dynamic_pooling_picture.py", path, folder / f"{NAME}.png")
+    shared.write(folder, NAME, new_document(plan, runs, checked), dynamic_pooling_page.page)
 
 
 def new_document(plan: Plan, runs: Sequence[Run], checked: dict[str, Any] | None) -> dict[str, Any]:
     """What these runs say: one experiment, its rows and its curves."""
-    head = provenance(this_command(), plan.args.threads)
     logs = [read_training_log(one.folder / "train.log") for one in runs]
-    head["machine"]["gpu"] = next((log.gpu for log in logs if log.gpu), head["machine"]["gpu"])
+    head = head_of(plan, logs)
     settings, name = plan.settings, plan.name
     experiment = experiment_name(name, settings)
     rows, curves = [], []
@@ -50,7 +41,7 @@ def new_document(plan: Plan, runs: Sequence[Run], checked: dict[str, Any] | None
             rows += rows_of(one, log, key)
             curve = curve_of(one.folder, log, "bpc")
             curves.append({**key, **curve, "seconds": [round(step(one, log) * n, 1) for n in curve["updates"]]})
-    about = {"data": data_facts(plan), "settings": settings, "made": [head]}
+    about = {"data": facts_of(plan), "settings": settings, "made": [head]}
     return {
         **head,
         "experiments": {experiment: {**about, "checked": [checked] if checked else []}},
@@ -65,13 +56,9 @@ def step(one: Run, log: TrainingLog) -> float:
     return step_seconds(one.plan).get(one.model, log.seconds_per_update)
 
 
-def data_facts(plan: Plan) -> dict[str, Any]:
-    facts: dict[str, Any] = {"name": plan.name, "scored": plan.subset, "splits": {}}
-    for split in dict.fromkeys(("train", "valid", plan.subset)):
-        documents, tokens = split_size(plan.data / split)
-        facts["splits"][split] = {"documents": documents, "tokens": tokens}
+def facts_of(plan: Plan) -> dict[str, Any]:
+    facts = data_facts(plan, ("train", "valid", plan.subset))
     symbols = (plan.data / "dict.txt").read_text(encoding="utf-8").splitlines()
-    facts["types"] = len(symbols) + 4
     options = plan.prepared.get("options", {})
     facts["newlines"] = options.get("newlines") != "space" and any(line.startswith("<0x0A> ") for line in symbols)
     facts["document_ends"] = options.get("eos", True)
@@ -84,12 +71,7 @@ def data_facts(plan: Plan) -> dict[str, Any]:
 
 def rows_of(one: Run, log: TrainingLog, key: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each metric of a run."""
-    record = Record.load(one.folder / "train.json")
-    assert record is not None
-    base = {
-        **key, "params": log.parameters, "updates": one.updates, "seconds": round(step(one, log) * one.updates, 1),
-        "peak_mb": round(log.gpu_peak_mb or record.peak_mb),
-    }  # fmt: skip
+    base = {**key, **cost(one, log), "seconds": round(step(one, log) * one.updates, 1)}
     evaluation, validated = read_evaluation(eval_log(one)), validation(one)
     numbers = {
         "test_bpc": evaluation.bits,
@@ -103,4 +85,4 @@ def rows_of(one: Run, log: TrainingLog, key: dict[str, Any]) -> list[dict[str, A
         numbers["sampled_test_bpc"] = read_evaluation(sampled_log(one)).bits
     if not one.pooled:
         numbers["shortening_factor"] = 1.0
-    return [{**base, "metric": name, "value": rounded(value)} for name, value in numbers.items() if value is not None]
+    return metrics(base, numbers)

@@ -1,6 +1,5 @@
-"""Stages of a quality run of language models: prepare, train, evaluate, validate, recompute. Done ones are skipped."""
+"""Stages of a quality run of dynamic pooling: evaluate, validate, time, recompute. Done ones are skipped."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,36 +8,13 @@ from typing import Any
 
 import experiment_runs
 from dynamic_pooling_plan import Plan, Run
-from experiment_runs import eval_told, score, split_size, train, validated
+from experiment_runs import eval_told, score, split_size, validated
 from experiment_stages import StageFailed, read_json, read_training_log, run, say, write_json
-from language_model_plan import ROOT
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.report.eval_log import read_evaluation
 
-__all__ = ["check_bits", "evaluate", "prepare", "time_updates", "timed_updates", "train", "validate", "validation"]
 FOLDER = Path(__file__).resolve().parent
-
-
-def prepare(args: argparse.Namespace) -> Path:
-    """The folder of binarised data."""
-    if args.data is not None:
-        return Path(args.data).resolve()
-    destination = Path(args.out, "data")
-    clean = args.clean or ("none" if args.symbols == "bytes" else "text8")
-    newlines = args.newlines or ("space" if clean == "text8" else "keep")
-    command = [sys.executable, str(ROOT / "scripts" / "prepare_lm.py"), str(destination), "--symbols", args.symbols]
-    command += ["--clean", clean, "--lang", args.lang, "--newlines", newlines]
-    command += ["--unigram-vocab", str(args.unigram_vocab)]
-    for split in args.split:
-        command += ["--split", split]
-    for flag in ("cut", "format"):
-        command += [f"--{flag}", str(getattr(args, flag))] if getattr(args, flag) else []
-    if not args.split and not args.cut:
-        command += ["--corpus", args.corpus or "sotu"]
-    say("prepare")
-    run(command, args.out / "prepare.log", show=lambda line: f"  {line.rstrip()}" if "%|" not in line else None)
-    return destination
 
 
 def _score(one: Run, name: str, tool: str, flags: list[str], log: Path, listed: bool = True) -> None:

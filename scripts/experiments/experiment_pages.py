@@ -29,6 +29,6 @@ def made(head: Mapping[str, Any]) -> str:
     return f"- `{head['command']}`; {head['date']}, {describe(head['machine'])}; commit `{commit}`, {versions}"
 
 
-def draw(script: Path, results: Path, picture: Path) -> None:
-    """Run ``script RESULTS.json PICTURE.png`` in a process of its own: see experiment_stages.run."""
-    subprocess.run([sys.executable, str(script), str(results), str(picture)], check=True)
+def draw(script: Path, *words: object) -> None:
+    """Run a script that draws, in a process of its own: see experiment_stages.run."""
+    subprocess.run([sys.executable, str(script), *map(str, words)], check=True, stdout=subprocess.DEVNULL)

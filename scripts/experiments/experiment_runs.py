@@ -1,8 +1,10 @@
 """One training of an experiment and what is measured of it, stage by stage; a stage that is done is skipped."""
 
+import argparse
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -21,6 +23,37 @@ from experiment_stages import (
 
 from fairseq_efficient.bench.machine import command_line
 from fairseq_efficient.errors import UserError
+
+NEVER = "1000000000"
+SAVING = [
+    "--save-interval", NEVER, "--validate-interval", NEVER, "--keep-interval-updates", "1", "--no-epoch-checkpoints",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """What the flags of a quality run say of all its commands."""
+
+    args: argparse.Namespace
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"OMP_NUM_THREADS": str(self.args.threads), "PYTHONUNBUFFERED": "1", "LOGLEVEL": "INFO"}
+
+    @property
+    def device_flags(self) -> list[str]:
+        return ["--cpu"] if self.args.device == "cpu" else []
+
+    @property
+    def precision_flags(self) -> list[str]:
+        """Of a training; its checkpoint remembers what the CPU was asked for."""
+        if self.args.precision == "fp32":
+            return []
+        return ["--bf16"] if self.args.device == "cuda" else ["--cpu-bf16"]
+
+    @property
+    def workers(self) -> list[str]:
+        return ["--num-workers", "0" if self.args.device == "cpu" else "2"]
 
 
 class Run(Protocol):
@@ -93,6 +126,37 @@ def train(one: Run) -> None:
     remember(one, "train", record, command)
 
 
+def once(
+    path: Path,
+    settings: dict[str, Any],
+    command: Sequence[str],
+    log: Path,
+    said: str,
+    already: str = "",
+    show: Callable[[str], str | None] = lambda line: None,
+    env: dict[str, str] | None = None,
+) -> Record | None:
+    """Run a stage of one command, unless it is done with the same settings.
+
+    Args:
+        path: remembers it. said, already: for the user, where it runs and where it does not.
+
+    Returns:
+        what is remembered of it if it was run, else None.
+    """
+    record = Record.load(path)
+    if record is not None and record.done and record.settings == settings:
+        if already:
+            say(already)
+        return None
+    say(said)
+    record = Record(settings)
+    run(command, log, show, env, record=record, record_file=path)
+    record.done = True
+    record.save(path)
+    return record
+
+
 def remember(one: Run, name: str, record: Record, command: Sequence[str]) -> None:
     """Add a stage to the run's stages.json, which scripts/report.py reads, or replace it there."""
     path = one.folder / "stages.json"
@@ -120,18 +184,12 @@ def score(
         name: of the stage; ``NAME.json`` remembers it. said: what is done, for the user.
         listed: whether the stage is one of those that scripts/report.py shows.
     """
-    path = one.folder / f"{name}.json"
     settings = {"flags": list(flags), "trained": one.train_flags}
-    record = Record.load(path)
-    if record is not None and record.done and record.settings == settings:
-        return say(f"{one.name}: fairseq-{tool} done already")
-    say(f"{one.name}: fairseq-{tool} {said}")
-    record = Record(settings)
     command = one.command(tool, [*flags, "--path", str(one.checkpoint), *one.device_flags])
-    run(command, log, show, one.env, record=record, record_file=path)
-    record.done = True
-    record.save(path)
-    if listed:
+    what = f"{one.name}: fairseq-{tool}"
+    record = once(one.folder / f"{name}.json", settings, command, log, f"{what} {said}", f"{what} done already", show,
+                  one.env)  # fmt: skip
+    if record is not None and listed:
         remember(one, name, record, command)
 
 
@@ -168,3 +226,17 @@ def time_updates(runs: Sequence[Run], count: int, skip: int = 2, more: Sequence[
     for name, seconds_of in found.items():
         say(f"{name}: {median(seconds_of):.3f} s for an update")
     return {name: median(seconds_of) for name, seconds_of in found.items()}
+
+
+def steps_file(out: Path) -> Path:
+    return Path(out, "step_seconds.json")
+
+
+def step_seconds(out: Path) -> dict[str, float]:
+    """Seconds of an update of what :func:`keep_step_seconds` kept in ``out``."""
+    path = steps_file(out)
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def keep_step_seconds(out: Path, found: Mapping[str, float]) -> None:
+    write_json(steps_file(out), {**step_seconds(out), **found})

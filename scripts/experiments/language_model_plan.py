@@ -3,74 +3,35 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from experiment_runs import split_size
+from experiment_flags import ROOT, check_output, flag
+from experiment_runs import ExperimentPlan, split_size
 from experiment_stages import fairseq, run, say
 
 from fairseq_efficient.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
-NEVER = "1000000000"
-SAVING = [
-    "--save-interval", NEVER, "--validate-interval", NEVER, "--keep-interval-updates", "1", "--no-epoch-checkpoints",
-]  # fmt: skip
 ADAM = ["--optimizer", "adam", "--adam-betas", "(0.9, 0.999)", "--adam-eps", "1e-8", "--lr-scheduler", "cosine"]
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
 
 
-def add_watching(group: argparse._ArgumentGroup) -> None:
-    """How trainings are watched, and what they run on."""
-    group.add_argument("--valid-batches", type=int, default=20, metavar="N", help="in a validation (%(default)s)")
-    group.add_argument("--valid-interval", type=int, metavar="N", help="updates, also between checkpoints (tenths)")
-    group.add_argument("--log-interval", type=int, metavar="N", help="updates (default: fortieths)")
-    group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
-    group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="for every model alike")
-    group.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-
-
-def add_output(group: argparse._ArgumentGroup, name: str) -> None:
-    group.add_argument("--results", type=Path, metavar="DIR", help="where the results go (default: OUT/results)")
-    group.add_argument("--publish", action="store_true", help=f"write docs/results/{name}.{{json,md,png}}")
-
-
-def flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def chosen_models(given: str, known: Sequence[str]) -> list[str]:
-    """``--models``, each once; UserError for one that is not known."""
-    models = list(dict.fromkeys(given.split(",")))
-    for model in models:
-        if model not in known:
-            raise UserError(f"--models {model}: not one of {', '.join(known)}")
-    return models
-
-
-def chosen_seeds(given: str) -> list[int]:
-    if not all(seed.isdigit() for seed in given.split(",")):
-        raise UserError(f"--seeds {given}: not a comma list of whole numbers")
-    return list(dict.fromkeys(map(int, given.split(","))))
-
-
-def check_least(args: argparse.Namespace, names: Iterable[str], least: float = 1) -> None:
-    """UserError for a number that is given and too small."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and not value >= least:
-            raise UserError(f"{flag(name)} {value}: must be at least {least}")
-
-
-def check_share(args: argparse.Namespace, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(args, name) < 1:
-            raise UserError(f"{flag(name)} {getattr(args, name)}: must be at least 0 and below 1")
+def add_data(parser: argparse.ArgumentParser, cut: str = "") -> argparse._ArgumentGroup:
+    """The group of what the data are. cut: what ``--cut`` could be given; without it there is no such flag."""
+    group = parser.add_argument_group("data (see scripts/prepare_lm.py)")
+    group.add_argument("--data", type=Path, metavar="DIR", help="prepared already")
+    group.add_argument("--corpus", metavar="NAME", help="built-in (default: sotu)")
+    group.add_argument("--split", action="append", default=[], metavar="NAME=FILE", help="train, valid and maybe test")
+    if cut:
+        group.add_argument("--cut", type=Path, metavar="FILE", help=f"one file to cut 90/5/5, such as {cut}")
+    group.add_argument("--format", metavar="FORMAT", help="of the files")
+    group.add_argument("--name", help="of the data, in the results (default: made from the flags)")
+    return group
 
 
 def check_places(args: argparse.Namespace, inputs: Sequence[str]) -> None:
@@ -79,8 +40,17 @@ def check_places(args: argparse.Namespace, inputs: Sequence[str]) -> None:
         raise UserError(f"give one of {', '.join(map(flag, inputs[:-1]))} and {flag(inputs[-1])}")
     if args.data is not None and not (args.data / "dict.txt").is_file():
         raise UserError(f"--data {args.data}: no dict.txt in it; prepare it with scripts/prepare_lm.py")
-    if args.results and args.publish:
-        raise UserError("give --results or --publish, not both")
+    check_output(args)
+
+
+def corpus_flags(args: argparse.Namespace) -> list[str]:
+    """What :func:`add_data` read, as arguments of scripts/prepare_lm.py."""
+    flags = []
+    for split in args.split:
+        flags += ["--split", split]
+    for name in ("cut", "format"):
+        flags += [f"--{name}", str(getattr(args, name))] if getattr(args, name, None) else []
+    return flags if args.split or getattr(args, "cut", None) else [*flags, "--corpus", args.corpus or "sotu"]
 
 
 def prepare_data(args: argparse.Namespace, flags: Sequence[str]) -> Path:
@@ -98,34 +68,15 @@ def prepare_data(args: argparse.Namespace, flags: Sequence[str]) -> Path:
 
 
 @dataclass(frozen=True)
-class LanguageModelPlan:
+class LanguageModelPlan(ExperimentPlan):
     """What is the same for all runs."""
 
-    args: argparse.Namespace
     data: Path
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": str(self.args.threads), "PYTHONUNBUFFERED": "1", "LOGLEVEL": "INFO"}
 
     @property
     def subset(self) -> str:
         """The split that is scored: test, or valid where there is none (nothing is chosen by it)."""
         return "test" if (self.data / "test.idx").exists() else "valid"
-
-    @property
-    def device_flags(self) -> list[str]:
-        return ["--cpu"] if self.args.device == "cpu" else []
-
-    @property
-    def precision_flags(self) -> list[str]:
-        if self.args.precision == "fp32":
-            return []
-        return ["--bf16"] if self.args.device == "cuda" else ["--cpu-bf16"]
-
-    @property
-    def workers(self) -> list[str]:
-        return ["--num-workers", "0" if self.args.device == "cpu" else "2"]
 
     @cached_property
     def prepared(self) -> dict[str, Any]:

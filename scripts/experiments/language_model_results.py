@@ -1,22 +1,59 @@
 """What results of language models share: rows of several runs in one file, curves, values of several seeds."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from experiment_stages import TrainingLog
+from experiment_pages import draw
+from experiment_runs import Run, split_size
+from experiment_stages import Record, TrainingLog, read_json, write_json
+from language_model_plan import LanguageModelPlan
 
+from fairseq_efficient.bench.machine import provenance, this_command
 from fairseq_efficient.report.train_log import read_train_log
 
+KINDS = ("rows", "curves")  # lists of a document; each item knows its experiment, setting, model and seed
 Rows = Mapping[tuple[str, int, str], Mapping[str, Any]]  # (model, seed, metric) -> row
 
 
 def experiment_name(data: str, settings: Mapping[str, Any]) -> str:
     """Names what may share a table: the same data and the same settings."""
     return f"{data}; " + ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def head_of(plan: LanguageModelPlan, logs: Sequence[TrainingLog]) -> dict[str, Any]:
+    """Provenance, with the GPU that trained."""
+    head = provenance(this_command(), plan.args.threads)
+    head["machine"]["gpu"] = next((log.gpu for log in logs if log.gpu), head["machine"]["gpu"])
+    return head
+
+
+def data_facts(plan: LanguageModelPlan, splits: Iterable[str]) -> dict[str, Any]:
+    """What the page says of any data."""
+    facts: dict[str, Any] = {"name": plan.name, "scored": plan.subset, "splits": {}}
+    for split in dict.fromkeys(splits):
+        documents, tokens = split_size(plan.data / split)
+        facts["splits"][split] = {"documents": documents, "tokens": tokens}
+    facts["types"] = len((plan.data / "dict.txt").read_text(encoding="utf-8").splitlines()) + 4
+    return facts
+
+
+def cost(one: Run, log: TrainingLog) -> dict[str, Any]:
+    """What a row says of its model's size and training."""
+    record = Record.load(one.folder / "train.json")
+    assert record is not None
+    return {
+        "params": log.parameters, "updates": one.updates, "seconds": round(log.seconds, 1),
+        "peak_mb": round(log.gpu_peak_mb or record.peak_mb),
+    }  # fmt: skip
+
+
+def metrics(base: Mapping[str, Any], numbers: Mapping[str, float | None]) -> list[dict[str, Any]]:
+    """One row for each metric that there is."""
+    return [{**base, "metric": name, "value": rounded(value)} for name, value in numbers.items() if value is not None]
 
 
 def rounded(value: Any) -> float:
@@ -32,7 +69,7 @@ def curve_of(folder: Path, log: TrainingLog, metric: str) -> dict[str, Any]:
     return {"updates": updates, "seconds": seconds, f"valid_{metric}": found}
 
 
-def merge(old: dict[str, Any], new: dict[str, Any], kinds: Sequence[str] = ("rows", "curves")) -> dict[str, Any]:
+def merge(old: dict[str, Any], new: dict[str, Any], kinds: Sequence[str] = KINDS) -> dict[str, Any]:
     """Both; of the same experiment, setting, model and seed only what is new."""
 
     def key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -53,6 +90,18 @@ def merge(old: dict[str, Any], new: dict[str, Any], kinds: Sequence[str] = ("row
             **about, "made": [*kept, *about["made"]], "checked": [*checks, *about["checked"]],
         }  # fmt: skip
     return merged
+
+
+def write(
+    folder: Path, name: str, new: dict[str, Any], page: Callable[[dict[str, Any]], str], kinds: Sequence[str] = KINDS
+) -> None:
+    """Merge ``new`` into ``folder/NAME.json``; the .md, by ``page``, and the .png, by NAME_picture.py, anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    document = merge(read_json(path) if path.exists() else {}, new, kinds)
+    write_json(path, document)
+    (folder / f"{name}.md").write_text(page(document), encoding="utf-8")
+    draw(Path(__file__).with_name(f"{name}_picture.py"), path, folder / f"{name}.png")
 
 
 def values(found: Rows, model: str, metric: str) -> dict[int, float]:

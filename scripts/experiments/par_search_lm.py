@@ -11,19 +11,24 @@ sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see ex
 
 # ruff: noqa: E402
 import par_search_results as results
-from experiment_runs import train
-from experiment_stages import StageFailed, say
-from language_model_plan import (
+from experiment_flags import (
+    add_out,
     add_output,
     add_watching,
     check_least,
-    check_places,
     check_share,
+    check_timed,
     chosen_models,
     chosen_seeds,
+    finish,
+    make_parser,
+    results_folder,
 )
-from par_search_plan import LAYOUTS, MODELS, ORIGINAL_UPDATES, Plan
-from par_search_stages import cutoffs, evaluate, measure, prepare, search, time_updates
+from experiment_runs import train
+from experiment_stages import say
+from language_model_plan import add_data, check_places, prepare_data
+from par_search_plan import LAYOUTS, MODELS, ORIGINAL_UPDATES, Plan, prepare_flags
+from par_search_stages import cutoffs, evaluate, measure, search, time_updates
 
 from fairseq_efficient.errors import UserError, run_main
 
@@ -45,27 +50,17 @@ Look at the runs: python scripts/report.py par_search OUT/search/seed* OUT/par/s
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="everything this run makes")
-    add_data(parser.add_argument_group("data (see scripts/prepare_lm.py)"))
+    parser = make_parser(__doc__, EPILOG)
+    add_out(parser)
+    data = add_data(parser)
+    data.add_argument("--vocab-size", type=int, default=12_000, metavar="N", help="sub-words (default: %(default)s)")
+    data.add_argument("--keep-case", action="store_true", help="do not make the text lower case")
     add_model(parser.add_argument_group("models"))
     add_training(parser.add_argument_group("training"))
     add_search(parser.add_argument_group("search"))
     add_evaluation(parser.add_argument_group("evaluation"))
     add_output(parser.add_argument_group("output"), results.NAME)
     return parser
-
-
-def add_data(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--data", type=Path, metavar="DIR", help="prepared already")
-    group.add_argument("--corpus", metavar="NAME", help="built-in (default: sotu)")
-    group.add_argument("--split", action="append", default=[], metavar="NAME=FILE", help="train, valid and maybe test")
-    group.add_argument("--format", metavar="FORMAT", help="of the files")
-    group.add_argument("--vocab-size", type=int, default=12_000, metavar="N", help="sub-words (default: %(default)s)")
-    group.add_argument("--keep-case", action="store_true", help="do not make the text lower case")
-    group.add_argument("--name", help="of the data, in the results (default: made from the flags)")
 
 
 def add_model(group: argparse._ArgumentGroup) -> None:
@@ -125,43 +120,39 @@ def check(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     check_least(args, ["blocks"], 2)
     check_least(args, ["mem_len", "eval_mem_len", "latency_runs", "time_updates"], 0)
     check_share(args, "warmup", "search_warmup")
-    if args.time_updates in (1, 2, 3):
-        raise UserError(f"--time-updates {args.time_updates}: must be at least 4, of which two do not count")
+    check_timed(args.time_updates)
     check_places(args, ["data", "corpus", "split"])
     return models, seeds
+
+
+def stages(args: argparse.Namespace, models: list[str], seeds: list[int]) -> None:
+    folder = results_folder(args)
+    plan = Plan(args, prepare_data(args, prepare_flags(args)))
+    cutoffs(plan)
+    done = []
+    for seed in seeds:
+        if "searched" in models:
+            search(plan, seed)
+        for model in models:
+            one = plan.run(model, seed)
+            train(one)
+            evaluate(one)
+            done.append(one)
+            results.write(folder, plan, done)
+    if args.time_updates:
+        time_updates(plan, done)
+    if args.latency_runs:
+        measure(plan, done)
+    results.write(folder, plan, done)
+    if "searched" in models:
+        results.draw_search(folder, plan, seeds)
+    say(f"wrote {folder / results.NAME}.json, .md and .png")
 
 
 def main() -> int:
     args = get_parser().parse_args()
     models, seeds = check(args)
-    args.out = args.out.resolve()
-    args.out.mkdir(parents=True, exist_ok=True)
-    folder = ROOT / "docs" / "results" if args.publish else (args.results or args.out / "results")
-    try:
-        plan = Plan(args, prepare(args))
-        cutoffs(plan)
-        done = []
-        for seed in seeds:
-            if "searched" in models:
-                search(plan, seed)
-            for model in models:
-                one = plan.run(model, seed)
-                train(one)
-                evaluate(one)
-                done.append(one)
-                results.write(folder, plan, done)
-        if args.time_updates:
-            time_updates(plan, done)
-        if args.latency_runs:
-            measure(plan, done)
-        results.write(folder, plan, done)
-        if "searched" in models:
-            results.draw_search(folder, plan, seeds)
-        say(f"wrote {folder / results.NAME}.json, .md and .png")
-    except StageFailed as err:
-        print(err, file=sys.stderr)
-        return 1
-    return 0
+    return finish(lambda: stages(args, models, seeds))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Where things are in a quality run of layouts, and the flags that decide what is learned."""
 
+import argparse
 import importlib.util
 import random
 from collections.abc import Mapping
@@ -7,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiment_flags import ROOT
+from experiment_runs import SAVING
 from experiment_stages import StageFailed, read_json
-from language_model_plan import ADAM, ROOT, SAVING, LanguageModelPlan, LanguageModelRun
+from language_model_plan import ADAM, LanguageModelPlan, LanguageModelRun, corpus_flags
 
 LAYOUTS = ("interleaved", "par", "searched", "random")
 ORIGINAL = "original"  # the published code's recipe: the supernet itself, trained all at once
@@ -174,3 +177,9 @@ def dict_flags(flags: list[str], changed: Mapping[str, str]) -> list[str]:
     for flag, value in changed.items():
         found[found.index(flag) + 1] = value
     return found
+
+
+def prepare_flags(args: argparse.Namespace) -> list[str]:
+    """Arguments of scripts/prepare_lm.py."""
+    case = [] if args.keep_case else ["--lower-case"]
+    return ["--symbols", "subwords", "--vocab-size", str(args.vocab_size), *case, *corpus_flags(args)]

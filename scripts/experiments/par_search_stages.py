@@ -1,15 +1,14 @@
-"""Stages of a quality run of layouts: prepare, cutoffs, search, evaluate, time, measure. Done ones are skipped."""
+"""Stages of a quality run of layouts: cutoffs, search, evaluate, time, measure. Done ones are skipped."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import experiment_runs
-from experiment_runs import eval_told, score, split_size
-from experiment_stages import Record, StageFailed, read_json, run, say, write_json
-from language_model_plan import ROOT
+from experiment_flags import ROOT
+from experiment_runs import eval_told, keep_step_seconds, once, score, split_size, step_seconds
+from experiment_stages import Record, StageFailed, read_json, run, say
 from par_search_plan import ORIGINAL, Plan, Run
 
 from fairseq_efficient.errors import UserError
@@ -17,23 +16,6 @@ from fairseq_efficient.report.eval_log import Evaluation, read_evaluation
 
 CACHES = ("hidden", "keys")
 BATCHES = (1, 32)
-
-
-def prepare(args: argparse.Namespace) -> Path:
-    """The folder of binarised data."""
-    if args.data is not None:
-        return Path(args.data).resolve()
-    destination = Path(args.out, "data")
-    command = [sys.executable, str(ROOT / "scripts" / "prepare_lm.py"), str(destination), "--symbols", "subwords"]
-    command += ["--vocab-size", str(args.vocab_size), *([] if args.keep_case else ["--lower-case"])]
-    for split in args.split:
-        command += ["--split", split]
-    command += ["--format", args.format] if args.format else []
-    if not args.split:
-        command += ["--corpus", args.corpus or "sotu"]
-    say("prepare")
-    run(command, args.out / "prepare.log", show=lambda line: f"  {line.rstrip()}" if "%|" not in line else None)
-    return destination
 
 
 def cutoffs(plan: Plan) -> None:
@@ -55,52 +37,51 @@ def cutoffs(plan: Plan) -> None:
 
 def search(plan: Plan, seed: int) -> None:
     """Search a layout by scripts/search_layout.py, which goes on where it stopped."""
-    folder = plan.search_folder(seed)
+    search_layout(plan.search_folder(seed), seed, plan.search_words, plan.args.derive, plan.fingerprint, plan.env)
+    say(f"search, seed {seed}: {plan.found(seed)}")
+
+
+def search_layout(
+    folder: Path, seed: int, words: Sequence[str], derive: str, fingerprint: dict[str, Any], env: dict[str, str]
+) -> None:
+    """Search with ``words`` for fairseq-train into ``folder``, whose name is seedN; a search that is done is skipped.
+
+    Args:
+        derive: flags of derive_layout.py. fingerprint: what tells the data from others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "search.json"
-    settings = {"words": plan.search_words, "derive": plan.args.derive, "data": plan.fingerprint}
+    settings = {"words": list(words), "derive": derive, "data": fingerprint}
     record = Record.load(path) or Record(settings)
     if record.settings != settings:
         raise UserError(f"{folder}: was searched with other flags or data; give another --out")
     if record.done:
         return say(f"search, seed {seed}: done already")
-    say(f"search, seed {seed}: {plan.args.search_updates:,} updates")
+    say(f"search, seed {seed}: {words[words.index('--max-update') + 1]} updates")
     command = [sys.executable, str(ROOT / "scripts" / "search_layout.py"), str(folder.parent), "--seeds", str(seed)]
-    derive = f"--derive=--no-measure {plan.args.derive}".strip()
 
     def show(line: str) -> str | None:
         wanted = line.startswith(f"  seed {seed}: ") or line.split()[:1] == [str(seed)]
         return f"  {line.strip()}" if wanted else None
 
-    command += [derive, "--", *plan.search_words]
-    run(command, folder / "search.log", show, plan.env, append=True, record=record, record_file=path)
-    say(f"search, seed {seed}: {plan.found(seed)}")
+    command += [f"--derive=--no-measure {derive}".strip(), "--", *words]
+    run(command, folder / "search.log", show, env, append=True, record=record, record_file=path)
     record.done = True
     record.save(path)
 
 
 def time_updates(plan: Plan, runs: Sequence[Run]) -> None:
     """Time updates of all layouts, and of the original, in turns; each once."""
-    known = step_seconds(plan)
+    known = step_seconds(plan.args.out)
     left = {what(one): one for one in reversed(runs) if what(one) not in known}
     if left:
         found = experiment_runs.time_updates(list(left.values()), plan.args.time_updates)
-        write_json(steps_file(plan), {**known, **{name: found[one.name] for name, one in left.items()}})
+        keep_step_seconds(plan.args.out, {name: found[one.name] for name, one in left.items()})
 
 
 def what(one: Run) -> str:
     """What a step's time depends on."""
     return one.layout or one.model
-
-
-def steps_file(plan: Plan) -> Path:
-    return Path(plan.args.out, "step_seconds.json")
-
-
-def step_seconds(plan: Plan) -> dict[str, float]:
-    """Layout -> seconds of an update that :func:`time_updates` measured."""
-    path = steps_file(plan)
-    return dict(read_json(path)) if path.exists() else {}
 
 
 def eval_flags(plan: Plan, subset: str) -> list[str]:
@@ -153,18 +134,11 @@ def measure(plan: Plan, runs: Sequence[Run]) -> None:
             flags = ["--layouts", ",".join(layouts), "--tokens", str(args.eval_tokens), "--batch", str(batch)]
             flags += ["--memory", str(args.eval_mem_len), "--cache-memory", cache, "--device", args.device]
             flags += ["--threads", str(args.threads), "--runs", str(args.latency_runs)]
-            settings = {"flags": flags, "sizes": plan.sizes}
-            record = Record.load(path.with_suffix(".stage.json"))
-            if record is not None and record.done and record.settings == settings:
-                continue
-            say(f"measuring {len(layouts)} layouts, batch {batch}, memory as {cache}")
-            record = Record(settings)
             command = [sys.executable, str(ROOT / "scripts" / "measure_latency.py"), str(path), "--checkpoint"]
-            stage = path.with_suffix(".stage.json")
-            run([*command, str(known.checkpoint), *flags], path.with_suffix(".log"), env=plan.env, record=record,
-                record_file=stage)  # fmt: skip
-            record.done = True
-            record.save(stage)
+            command += [str(known.checkpoint), *flags]
+            stage, settings = path.with_suffix(".stage.json"), {"flags": flags, "sizes": plan.sizes}
+            said = f"measuring {len(layouts)} layouts, batch {batch}, memory as {cache}"
+            once(stage, settings, command, path.with_suffix(".log"), said, env=plan.env)
 
 
 def latency_file(plan: Plan, batch: int, cache: str) -> Path:

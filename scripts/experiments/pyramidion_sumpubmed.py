@@ -14,6 +14,18 @@ sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see ex
 
 # ruff: noqa: E402
 import pyramidion_report
+from experiment_flags import (
+    add_machine,
+    add_out,
+    add_output,
+    check_least,
+    check_output,
+    chosen_models,
+    finish,
+    make_parser,
+    results_folder,
+)
+from experiment_runs import ExperimentPlan, once
 from experiment_stages import (
     Record,
     StageFailed,
@@ -54,15 +66,13 @@ from its last checkpoint. Give the same --out to continue. Results go to OUT/res
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, EPILOG)
     parser.add_argument(
         "--train", type=Path, metavar="FILE", help="jsonl with document and abstract; .xz, .gz are fine"
     )
     parser.add_argument("--valid", type=Path, metavar="FILE", help="the same: decoded and scored")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared already, with --keep-text, instead of files")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="everything this run makes")
+    add_out(parser)
     parser.add_argument("--name", default="SumPubMed", help="of the corpus, in the results (default: %(default)s)")
     parser.add_argument("--docs", type=int, metavar="N", help="only the first N documents of each file")
     parser.add_argument("--vocab-size", type=int, default=8000, help="dictionary types (default: %(default)s)")
@@ -71,26 +81,18 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8, help="documents (default: %(default)s)")
     parser.add_argument("--generate-batch-size", type=int, default=16, help="documents (default: %(default)s)")
     parser.add_argument("--max-source-positions", type=int, default=4096, help="(default: %(default)s)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="for every model alike")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    add_machine(parser)
     parser.add_argument("--log-interval", type=int, metavar="N", help="updates (default: 10; on CUDA 100)")
     parser.add_argument("--save-interval", type=int, default=50, help="updates (default: %(default)s)")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="where the results go (default: OUT/results)")
-    parser.add_argument("--publish", action="store_true", help="write docs/results/pyramidion.json and .md")
+    add_output(parser, "pyramidion", "{json,md}")
     return parser
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(ExperimentPlan):
     """Where things are, and what is the same for all models."""
 
-    args: argparse.Namespace
     data: Path
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": str(self.args.threads), "PYTHONUNBUFFERED": "1", "LOGLEVEL": "INFO"}
 
     def folder(self, model: str) -> Path:
         return Path(self.args.out, model)
@@ -106,35 +108,24 @@ class Plan:
             "--batch-size",
             str(self.args.batch_size),
         ]
-        return [*TRAIN_FLAGS, *sizes, *MODELS[model], *self.precision_flags(True)]
+        return [*TRAIN_FLAGS, *sizes, *MODELS[model], *self.device_flags, *self.precision_flags]
 
-    def precision_flags(self, training: bool) -> list[str]:
-        flags = ["--cpu"] if self.args.device == "cpu" else []
-        if self.args.precision == "bf16":
-            if self.args.device == "cuda":
-                flags.append("--bf16")
-            elif training:  # the checkpoint remembers it
-                flags.append("--cpu-bf16")
-        return flags
+    @property
+    def decoding_flags(self) -> list[str]:
+        return [*self.device_flags, *(self.precision_flags if self.args.device == "cuda" else [])]
 
 
 def check(args: argparse.Namespace) -> list[str]:
     """The models asked for; UserError for flags that make no sense."""
-    models = args.models.split(",")
-    for model in models:
-        if model not in MODELS:
-            raise UserError(f"--models {model}: not one of {', '.join(MODELS)}")
-    for flag in ("updates", "docs", "batch_size", "generate_batch_size", "threads", "log_interval", "save_interval"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
+    models = chosen_models(args.models, list(MODELS))
+    numbers = ("updates", "docs", "batch_size", "generate_batch_size", "threads", "log_interval", "save_interval")
+    check_least(args, numbers)
     if (args.data is None) == (args.train is None or args.valid is None):
         raise UserError("give --train and --valid, or --data")
     if args.data is not None and not (args.data / "valid.source.txt").is_file():
         raise UserError(f"--data {args.data}: has no valid.source.txt (prepare it with --keep-text)")
-    if args.results and args.publish:
-        raise UserError("give --results or --publish, not both")
-    return list(dict.fromkeys(models))
+    check_output(args)
+    return models
 
 
 # --- stages ----------------------------------------------------------------------------------------------------------
@@ -200,12 +191,7 @@ def train(plan: Plan, model: str) -> None:
 def generate(plan: Plan, model: str) -> None:
     """Decode the validation set."""
     path, log = plan.folder(model) / "generate.json", plan.folder(model) / "generate.log"
-    settings = {"flags": [*GENERATE_FLAGS, *plan.precision_flags(False)], "updates": plan.args.updates}
-    record = Record.load(path)
-    if record is not None and record.done and record.settings == settings:
-        return say(f"{model}: decoded already")
-    say(f"{model}: decoding the validation set")
-    record = Record(settings)
+    settings = {"flags": [*GENERATE_FLAGS, *plan.decoding_flags], "updates": plan.args.updates}
     command = [*fairseq("generate"), str(plan.data), "--user-dir", str(ROOT / "deep_pyramidion"), *settings["flags"]]
     command += ["--path", str(plan.checkpoint(model)), "--batch-size", str(plan.args.generate_batch_size)]
     command += ["--sentencepiece-model", str(plan.data / "spm.model")]
@@ -213,10 +199,9 @@ def generate(plan: Plan, model: str) -> None:
     def show(line: str) -> str | None:
         return f"  {line.rstrip()[:150]}" if re.search(r":\s+\d+ / \d+ |Translated", line) else None
 
-    run(command, log, show, plan.env, record=record, record_file=path)
-    record.done = True
-    record.save(path)
-    (plan.folder(model) / "rouge.json").unlink(missing_ok=True)
+    said, already = f"{model}: decoding the validation set", f"{model}: decoded already"
+    if once(path, settings, command, log, said, already, show, plan.env) is not None:
+        (plan.folder(model) / "rouge.json").unlink(missing_ok=True)
 
 
 def score(plan: Plan, model: str, floors: bool = False) -> dict[str, Any]:
@@ -278,26 +263,23 @@ def results(plan: Plan, models: list[str]) -> dict[str, Any]:
     }
 
 
+def stages(args: argparse.Namespace, models: list[str]) -> None:
+    folder = results_folder(args)
+    plan = Plan(args, prepare(args))
+    done: list[str] = []
+    for model in models:
+        plan.folder(model).mkdir(exist_ok=True)
+        train(plan, model)
+        generate(plan, model)
+        done.append(model)
+        pyramidion_report.write(folder, results(plan, done))
+        say(f"wrote {folder / 'pyramidion.json'} and .md ({', '.join(done)})")
+
+
 def main() -> int:
     args = get_parser().parse_args()
     models = check(args)
-    args.out = args.out.resolve()
-    args.out.mkdir(parents=True, exist_ok=True)
-    folder = ROOT / "docs" / "results" if args.publish else (args.results or args.out / "results")
-    try:
-        plan = Plan(args, prepare(args))
-        done: list[str] = []
-        for model in models:
-            plan.folder(model).mkdir(exist_ok=True)
-            train(plan, model)
-            generate(plan, model)
-            done.append(model)
-            pyramidion_report.write(folder, results(plan, done))
-            say(f"wrote {folder / 'pyramidion.json'} and .md ({', '.join(done)})")
-    except StageFailed as err:
-        print(err, file=sys.stderr)
-        return 1
-    return 0
+    return finish(lambda: stages(args, models))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,19 @@ sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see ex
 
 # ruff: noqa: E402
 import skimming_results as results
-from experiment_stages import StageFailed, say
+from experiment_flags import (
+    add_out,
+    add_output,
+    add_watching,
+    check_least,
+    check_output,
+    check_share,
+    chosen_seeds,
+    finish,
+    make_parser,
+    results_folder,
+)
+from experiment_stages import say
 from skimming_plan import CORPORA, Data, Model, Plan, Variant, parse_model
 from skimming_stages import converted, prepare, time_variants, train, validate
 
@@ -28,20 +40,21 @@ EPILOG = f"""
 or NAME=FOLDER of what scripts/prepare_classification.py made.
 
 Models: dense (always first), and skimmed ones: lambda0.5 (the price of a kept token), target0.3 (share to be kept).
-They start from the dense model (--start dense), which also teaches them (--distill-weight), or from --model.
+They start from the dense model (--start dense), which also teaches them (--distill-weight), from --model, or each from
+the one before it in --models (--start previous: less training for each where prices rise or targets fall step by step;
+each reads other texts, with --seed 1000 higher than the one before).
 
 Stages of each data set: prepare; train and validate each model; time all in turns. A stage that is done is skipped,
 training goes on from its last checkpoint: give the same --out. Logs and checkpoints are in OUT/DATA/MODEL/seedN.
 Results (JSON, Markdown, PNG) go to OUT/results, with --publish to docs/results; other data sets' results there stay.
 Look at the runs: python scripts/report.py skimming OUT/imdb/*/seed1 --results OUT/results/skimming.json --out page.html
 """
+Asked = tuple[dict[str, Path | None], list[Model], list[int], list[float]]  # data sets, models, seeds, thresholds
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="everything this run makes")
+    parser = make_parser(__doc__, EPILOG)
+    add_out(parser)
     parser.add_argument(
         "--model", type=Path, required=True, metavar="DIR", help="checkpoint to start from: what "
         "scripts/convert/from_huggingface.py made, or the folder of Hugging Face that it reads",
@@ -52,9 +65,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, default=512, help="of a row (default: %(default)s)")
     add_training(parser.add_argument_group("training"))
     add_measuring(parser.add_argument_group("measuring"))
-    output = parser.add_argument_group("output")
-    output.add_argument("--results", type=Path, metavar="DIR", help="where the results go (default: OUT/results)")
-    output.add_argument("--publish", action="store_true", help="write docs/results/skimming.{json,md,png}")
+    add_output(parser.add_argument_group("output"), results.NAME)
     return parser
 
 
@@ -68,21 +79,27 @@ def add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--skim-examples", type=int, default=20_000, metavar="N", help="the same of skimmed ones (default: %(default)s)"
     )
-    group.add_argument("--start", choices=["dense", "model"], default="dense", help="of skimmed models (%(default)s)")
+    group.add_argument(
+        "--start", choices=["dense", "model", "previous"], default="dense", help="of skimmed models (%(default)s)"
+    )
     group.add_argument("--distill-weight", type=float, default=1.0, help="of the dense teacher; 0: none (%(default)s)")
     group.add_argument("--target-weight", type=float, default=5.0, help="--skim-lambda of targetX (%(default)s)")
     group.add_argument("--skim-init-bias", type=float, default=2.0, help="(default: %(default)s)")
+    group.add_argument("--skim-noise", type=float, default=1.0, help="of decisions, at first (default: %(default)s)")
+    group.add_argument(
+        "--skim-noise-share", type=float, default=0.0, metavar="X", help="share of updates over which it falls to 0 "
+        "(default: 0, it stays)",
+    )  # fmt: skip
     group.add_argument("--skim-lr-scale", type=float, default=100.0, help="of the predictors (default: %(default)s)")
     group.add_argument("--batch-size", type=int, default=32, help="texts (default: %(default)s)")
+    group.add_argument(
+        "--attention-dropout", type=float, default=0.1, help="0: trains faster on long texts (default: %(default)s)"
+    )
     group.add_argument("--lr", type=float, default=5e-5, help="peak, of the dense model (default: %(default)s)")
     group.add_argument("--skim-lr", type=float, default=5e-5, help="of skimmed ones (default: %(default)s)")
     group.add_argument("--warmup", type=float, default=0.06, help="share of the updates (default: %(default)s)")
-    group.add_argument("--valid-batches", type=int, default=10, metavar="N", help="in a validation (%(default)s)")
-    group.add_argument("--valid-interval", type=int, metavar="N", help="updates, also between checkpoints (fifths)")
-    group.add_argument("--log-interval", type=int, metavar="N", help="updates (default: fiftieths)")
-    group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
-    group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of training (%(default)s)")
-    group.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    add_watching(group, valid="fifths", log="fiftieths")
+    group.set_defaults(valid_batches=10)
 
 
 def add_measuring(group: argparse._ArgumentGroup) -> None:
@@ -92,7 +109,7 @@ def add_measuring(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--time-batches", default="1,8,32", metavar="N,N", help="batch sizes (default: %(default)s)")
 
 
-def check(args: argparse.Namespace) -> tuple[dict[str, Path | None], list[Model], list[int], list[float]]:
+def check(args: argparse.Namespace) -> Asked:
     """The data sets, models, seeds and thresholds asked for; UserError for flags that make no sense."""
     sets: dict[str, Path | None] = {}
     for value in args.data:
@@ -103,22 +120,16 @@ def check(args: argparse.Namespace) -> tuple[dict[str, Path | None], list[Model]
     if not sets:
         raise UserError("--data: give at least one data set")
     models = [parse_model(name) for name in dict.fromkeys(["dense", *args.models.split(",")])]
-    for flag in ("train_examples", "skim_examples", "batch_size", "valid_batches", "valid_interval", "log_interval",
-                 "threads", "time_texts", "time_runs", "max_tokens"):  # fmt: skip
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
-    if not 0 <= args.warmup < 1:
-        raise UserError(f"--warmup {args.warmup}: must be at least 0 and below 1")
+    check_least(args, ("train_examples", "skim_examples", "batch_size", "valid_batches", "valid_interval",
+                       "log_interval", "threads", "time_texts", "time_runs", "max_tokens"))  # fmt: skip
+    check_share(args, "warmup", "attention_dropout", "skim_noise_share")
     if not args.model.is_dir():
         raise UserError(f"--model {args.model}: no such folder")
-    if args.results and args.publish:
-        raise UserError("give --results or --publish, not both")
+    check_output(args)
     args.time_batches = sorted(set(numbers("--time-batches", args.time_batches, int)))
     if not args.time_batches or args.time_batches[0] < 1:
         raise UserError("--time-batches: must be at least 1")
-    seeds = numbers("--seeds", args.seeds, int)
-    return sets, models, list(dict.fromkeys(seeds)), [x for x in numbers("--thresholds", args.thresholds, float) if x]
+    return sets, models, chosen_seeds(args.seeds), [x for x in numbers("--thresholds", args.thresholds, float) if x]
 
 
 def numbers(flag: str, text: str, kind: type) -> list[Any]:
@@ -141,23 +152,21 @@ def measured(plan: Plan, data: Data, models: list[Model], seeds: list[int], thre
     return found
 
 
+def stages(args: argparse.Namespace, asked: Asked) -> None:
+    sets, models, seeds, thresholds = asked
+    folder = results_folder(args)
+    plan = Plan(args, converted(args), models)
+    for name, data in [(name, prepare(args, plan.start, name, path)) for name, path in sets.items()]:
+        variants = measured(plan, data, models, seeds, thresholds)
+        timings = time_variants(plan, data, [one for one in variants if one.run.seed == seeds[0]])
+        results.write(folder, plan, data, variants, timings)
+        say(f"{name}: wrote {folder / results.NAME}.json, .md and .png")
+
+
 def main() -> int:
     args = get_parser().parse_args()
-    sets, models, seeds, thresholds = check(args)
-    args.out = args.out.resolve()
-    args.out.mkdir(parents=True, exist_ok=True)
-    folder = ROOT / "docs" / "results" if args.publish else (args.results or args.out / "results")
-    try:
-        plan = Plan(args, converted(args))
-        for name, data in [(name, prepare(args, plan.start, name, path)) for name, path in sets.items()]:
-            variants = measured(plan, data, models, seeds, thresholds)
-            timings = time_variants(plan, data, [one for one in variants if one.run.seed == seeds[0]])
-            results.write(folder, plan, data, variants, timings)
-            say(f"{name}: wrote {folder / results.NAME}.json, .md and .png")
-    except StageFailed as err:
-        print(err, file=sys.stderr)
-        return 1
-    return 0
+    asked = check(args)
+    return finish(lambda: stages(args, asked))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,15 @@
 #!/usr/bin/env python3
 """Draw quality over speed, a panel for each data set: skimming_picture.py RESULTS.json PICTURE.png."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent
-sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER)]
+import experiment_pictures as pictures
+from experiment_pictures import GREY, INK, finish, label
 
-# ruff: noqa: E402
-from skimming_page import LIMIT
+from fairseq_efficient.report.speed_quality import DENSE, LIMIT, SpeedQuality
 
-from fairseq_efficient.report.speed_quality import DENSE, SpeedQuality
-
-INK, GREY, LIGHT, OURS, THEIRS = "#1f2933", "#7b8794", "#e4e7eb", "#00798c", "#d1495b"
+OURS, THEIRS = "#00798c", "#d1495b"
 COLUMNS = 3
 
 
@@ -32,12 +27,10 @@ def panel(axes: Any, found: SpeedQuality) -> None:
     if dense is not None:
         axes.axhline(dense, color=GREY, lw=0.8, ls=":")
         axes.axhline(dense - LIMIT, color=GREY, lw=0.8, ls="--")
-    axes.set_title(found.about["title"], loc="left", color=INK, fontsize=10)
-    axes.set_ylabel(found.about["metric_title"], color=GREY)
-    axes.set_xlabel(f"times as fast as fairseq, batch {found.headline[0]}, as texts come", color=GREY)
+    x = f"times as fast as fairseq, batch {found.headline[0]}, as texts come"
+    label(axes, found.about["title"], x, found.about["metric_title"])
     axes.margins(x=0.12, y=0.12)
-    axes.grid(color=LIGHT)
-    axes.spines[["top", "right"]].set_visible(False)
+    finish(axes)
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
@@ -61,4 +54,4 @@ def draw(document: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))
+    pictures.main(draw)

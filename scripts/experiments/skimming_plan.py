@@ -1,6 +1,5 @@
 """Data sets of a quality run of skimming, where things are, and the flags that decide what is learned."""
 
-import argparse
 import json
 import math
 import re
@@ -11,19 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiment_runs import split_size
+from experiment_flags import ROOT
+from experiment_runs import SAVING, ExperimentPlan, split_size
 from experiment_stages import fairseq
 
 from fairseq_efficient.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
-NEVER = "1000000000"
 PREDICTOR = 64  # width of the predictors
 TRAIN_FLAGS = [
     "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--adam-eps", "1e-6", "--weight-decay", "0.01",
     "--clip-norm", "1.0", "--lr-scheduler", "polynomial_decay", "--required-batch-size-multiple", "1",
-    "--log-format", "json", "--save-interval", NEVER, "--validate-interval", NEVER, "--keep-interval-updates", "1",
-    "--no-epoch-checkpoints", "--update-epoch-batch-itr", "True",
+    "--log-format", "json", *SAVING, "--update-epoch-batch-itr", "True",
 ]  # fmt: skip
 
 
@@ -160,19 +157,11 @@ def parse_model(name: str) -> Model:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(ExperimentPlan):
     """What is the same for all runs."""
 
-    args: argparse.Namespace
     start: Path  # the converted checkpoint's folder
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": str(self.args.threads), "PYTHONUNBUFFERED": "1", "LOGLEVEL": "INFO"}
-
-    @property
-    def device_flags(self) -> list[str]:
-        return ["--cpu"] if self.args.device == "cpu" else []
+    models: Sequence[Model] = ()  # in the order of their training, dense first
 
     @cached_property
     def converted(self) -> dict[str, Any]:
@@ -187,9 +176,9 @@ class Plan:
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides a number of the results, but data, model and seed."""
-        names = ("train_examples", "skim_examples", "batch_size", "lr", "skim_lr", "skim_lr_scale", "warmup",
-                 "skim_init_bias", "target_weight", "distill_weight", "start", "device", "precision",
-                 "threads")  # fmt: skip
+        names = ("train_examples", "skim_examples", "batch_size", "attention_dropout", "lr", "skim_lr", "skim_lr_scale",
+                 "warmup", "skim_noise", "skim_noise_share", "skim_init_bias", "target_weight", "distill_weight",
+                 "start", "device", "precision", "threads")  # fmt: skip
         model = self.args.model_name or self.start.name
         return {"model": model, **{name: getattr(self.args, name) for name in names}}
 
@@ -230,14 +219,25 @@ class Run:
     def device_flags(self) -> list[str]:
         return self.plan.device_flags
 
-    @property
-    def warm(self) -> bool:
-        """Whether it starts from the fine-tuned dense model."""
-        return not self.kind.dense and self.plan.args.start == "dense"
+    @cached_property
+    def origin(self) -> "Run | None":
+        """The trained model that it starts from; None: the converted checkpoint."""
+        if self.kind.dense or self.plan.args.start == "model":
+            return None
+        if self.plan.args.start == "dense":
+            return self.dense
+        return self.plan.run(self.data, self.plan.models[self.plan.models.index(self.kind) - 1], self.seed)
 
     @property
     def dense(self) -> "Run":
-        return Run(self.plan, self.data, Model("dense"), self.seed)
+        return self.plan.run(self.data, Model("dense"), self.seed)
+
+    @property
+    def order_seed(self) -> int:
+        """fairseq's seed, which also orders the texts: another for each that goes on from a skimmed model, or all would
+        be trained on the same first texts of the split."""
+        origin = self.origin
+        return self.seed if origin is None or origin.kind.dense else origin.order_seed + 1000
 
     @cached_property
     def examples(self) -> int:
@@ -252,8 +252,9 @@ class Run:
     @property
     def fingerprint(self) -> dict[str, Any]:
         sizes = {split: list(split_size(self.data.folder / "input0" / split)) for split in ("train", self.data.subset)}
-        start = self.dense.train_flags if self.warm or self.taught else [self.plan.start.name]
-        return {**sizes, "start": start, "warm": self.warm, "taught": self.taught}
+        origin = self.origin
+        start = [*origin.train_flags, origin.fingerprint] if origin else [self.plan.start.name]
+        return {**sizes, "start": start, "teacher": self.dense.train_flags if self.taught else None}
 
     @property
     def taught(self) -> bool:
@@ -276,8 +277,9 @@ class Run:
         flags = [*self.architecture, "--skim-predictor-dim", str(PREDICTOR), *self._price()]
         criterion = "skim_question_answering" if self.data.squad else "skim_sentence_prediction"
         for flag, value in (
-            ("criterion", criterion), ("batch-size", args.batch_size), ("lr", args.skim_lr if skim else args.lr),
-            ("seed", self.seed), ("warmup-updates", round(args.warmup * self.updates)),
+            ("criterion", criterion), ("batch-size", args.batch_size), ("attention-dropout", args.attention_dropout),
+            ("lr", args.skim_lr if skim else args.lr),
+            ("seed", self.order_seed), ("warmup-updates", round(args.warmup * self.updates)),
             ("total-num-update", self.updates), ("max-update", self.updates),
         ):  # fmt: skip
             flags += [f"--{flag}", str(value)]
@@ -285,9 +287,7 @@ class Run:
             flags += ["--skim-distill-weight", str(args.distill_weight)]
         if self.data.corpus.metric == "pearson":
             flags += ["--report-pearson-and-spearman", "--best-checkpoint-metric", "loss"]
-        if args.precision == "bf16":
-            flags.append("--bf16" if args.device == "cuda" else "--cpu-bf16")
-        return [*flags, *TRAIN_FLAGS, *self.device_flags]
+        return [*flags, *self.plan.precision_flags, *TRAIN_FLAGS, *self.device_flags]
 
     def _price(self) -> list[str]:
         """What the model's name says, as flags."""
@@ -295,6 +295,10 @@ class Run:
             return ["--skim-layers", "none", "--skim-lambda", "0"]
         args = self.plan.args
         flags = ["--skim-init-bias", str(args.skim_init_bias), "--skim-lr-scale", str(args.skim_lr_scale)]
+        if args.skim_noise != 1:
+            flags += ["--skim-noise", str(args.skim_noise)]
+        if args.skim_noise_share:
+            flags += ["--skim-noise-updates", str(round(args.skim_noise_share * self.updates))]
         if self.kind.target is None:
             return [*flags, "--skim-lambda", str(self.kind.price)]
         weight, target = str(self.plan.args.target_weight), str(self.kind.target)
@@ -305,18 +309,14 @@ class Run:
         args = self.plan.args
         every = min(args.valid_interval or max(self.updates // 5, 1), self.updates)
         log = min(args.log_interval or max(self.updates // 50, 1), self.updates)
-        start = self.dense.checkpoint if self.warm else self.plan.start / "model.pt"
+        start = self.origin.checkpoint if self.origin else self.plan.start / "model.pt"
         flags = ["--finetune-from-model", str(start)]
         flags += ["--skim-teacher", str(self.dense.checkpoint)] if self.taught else []
         return [
             *flags, "--valid-subset", "valid", "--validate-interval-updates", str(every),
             "--save-interval-updates", str(every), "--max-valid-steps", str(args.valid_batches),
-            "--batch-size-valid", "32", "--log-interval", str(log), *self.workers,
+            "--batch-size-valid", "32", "--log-interval", str(log), *self.plan.workers,
         ]  # fmt: skip
-
-    @property
-    def workers(self) -> list[str]:
-        return ["--num-workers", "0" if self.plan.args.device == "cpu" else "2"]
 
     def command(self, tool: str, flags: Sequence[str]) -> list[str]:
         return [*fairseq(tool), str(self.data.folder), "--user-dir", str(ROOT / "skimming"), *flags]

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import experiment_runs as runs
-from experiment_stages import Record, read_json, run, say, write_json
-from skimming_plan import ROOT, Data, Plan, Run, Variant, inputs
+from experiment_flags import ROOT
+from experiment_runs import once
+from experiment_stages import read_json, run, say, write_json
+from skimming_plan import Data, Plan, Run, Variant, inputs
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -63,7 +65,7 @@ def validate_flags(one: Run, threshold: float) -> list[str]:
     return [
         "--task", "skim_squad" if one.data.squad else "sentence_prediction", "--valid-subset", one.data.subset,
         "--batch-size", "32", "--required-batch-size-multiple", "1", "--log-format", "json",
-        "--model-overrides", str(overrides), *one.workers,
+        "--model-overrides", str(overrides), *one.plan.workers,
     ]  # fmt: skip
 
 
@@ -95,17 +97,11 @@ def time_variants(plan: Plan, data: Data, variants: Sequence[Variant]) -> list[d
         "variants": [[one.name, str(one.run.checkpoint), one.threshold] for one in variants if not one.run.kind.dense],
         "trained": [one.run.train_flags for one in variants],
     }  # fmt: skip
-    record = Record.load(path)
-    if record is None or not record.done or record.settings != settings:
-        say(f"{data.name}: timing {len(variants) + 2} variants, in turns")
-        record, asked = Record(settings), result.with_name("timing-input.json")
-        write_json(asked, settings)
-        command = [sys.executable, str(FOLDER / "skimming_timing.py"), str(asked), str(result)]
-        show = lambda line: f"  {line.rstrip()}" if line.startswith("batch") else None  # noqa: E731
-        run(command, result.with_suffix(".log"), show, plan.env, record=record, record_file=path)
-        record.done = True
-        record.save(path)
-    else:
-        say(f"{data.name}: timed already")
+    asked = result.with_name("timing-input.json")
+    write_json(asked, settings)
+    command = [sys.executable, str(FOLDER / "skimming_timing.py"), str(asked), str(result)]
+    said, already = f"{data.name}: timing {len(variants) + 2} variants, in turns", f"{data.name}: timed already"
+    show = lambda line: f"  {line.rstrip()}" if line.startswith("batch") else None  # noqa: E731
+    once(path, settings, command, result.with_suffix(".log"), said, already, show, plan.env)
     found: list[dict[str, Any]] = read_json(result)
     return found
