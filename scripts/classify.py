@@ -52,7 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
 def load(args: argparse.Namespace) -> Any:
     logging.disable(logging.INFO)
     import efficient_systems  # noqa: F401
-    from skimming.classification_hub import Classifier
+    from skimming.hub import Classifier
 
     overrides: dict[str, Any] = {"skim_inference": args.inference}
     if args.threshold is not None:

@@ -3,7 +3,6 @@
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +17,15 @@ from fairseq_efficient.text import classification_read as formats
 from fairseq_efficient.text.classification import Options, prepare
 from fairseq_efficient.text.classification_read import Item
 from fairseq_efficient.text.fetch import default_cache
-from fairseq_efficient.text.prepared import check_names, describe, existing, named_files
+from fairseq_efficient.text.prepared import check_names, describe, named_files, prepare_once
 from fairseq_efficient.text.squad import prepare_squad
 
 EPILOG = """
---tokenizer: the folder that scripts/convert/from_huggingface.py wrote (tokenizer.json and dict.txt), or a file: a
-tokenizer.json, a vocab.txt of WordPiece, vocab.json with merges.txt, fairseq's encoder.json with vocab.bpe. The
-dictionary is the dict.txt beside it, or --dict; without either it is made from the tokenizer.
+--tokenizer: of the model to start from: the folder that scripts/convert/from_huggingface.py wrote (tokenizer.json and
+dict.txt), or a file: a tokenizer.json, a vocab.txt of WordPiece, vocab.json with merges.txt, fairseq's encoder.json
+with vocab.bpe. The dictionary is the dict.txt beside it, or --dict; without either it is made from the tokenizer.
+--vocab-size N, for a model from scratch: byte-level BPE of N types, in lower case unless --case cased, trained on train
+(before anything is held out of it).
 
 inputs, one of:
   --corpus NAME           built-in, fetched once: wiki-topics (Wikipedia leads, 11 topics), vader-movies (sentences of
@@ -62,9 +63,12 @@ def get_parser() -> argparse.ArgumentParser:
     inputs.add_argument("--skip-bad", action="store_true", help="drop and count what cannot be used, not stop at it")
     inputs.add_argument("--cache-dir", type=Path, help=f"where fetched corpora are kept (default: {default_cache()})")
     words = parser.add_argument_group("tokens")
-    words.add_argument("--tokenizer", type=Path, required=True, metavar="PATH", help="a tokenizer or its folder")
+    words.add_argument("--tokenizer", type=Path, metavar="PATH", help="a tokenizer or its folder")
+    words.add_argument("--vocab-size", type=int, metavar="N", help="train a tokenizer of N types on train instead")
     words.add_argument("--dict", type=Path, metavar="FILE", help="the model's dict.txt, if it is not beside it")
-    words.add_argument("--case", choices=["auto", "cased", "uncased"], default="auto", help="of a vocab.txt")
+    words.add_argument(
+        "--case", choices=["auto", "cased", "uncased"], default="auto", help="of vocab.txt, --vocab-size"
+    )
     words.add_argument(
         "--max-tokens", type=int, default=512, help="of a row with its special tokens; longer texts are cut (pairs "
         "longest first) and counted (default: %(default)s)",
@@ -208,12 +212,15 @@ def main() -> None:
         raise UserError("give one kind of input: --corpus, --glue, --imdb, --newsgroups or --split (see --help)")
     if args.glue_task and not args.glue:
         raise UserError("--glue-task: belongs to --glue")
+    if (args.tokenizer is None) == (args.vocab_size is None):
+        raise UserError("give --tokenizer or --vocab-size")
     known = args.corpus or args.glue
     if known and (args.labels or args.regression or args.top is not None):
         raise UserError(f"--labels, --regression, --top: the classes of {known} are known")
     options = Options(
         destination=args.destination,
-        tokenizer=args.tokenizer,
+        tokenizer=args.tokenizer or Path(),
+        types=args.vocab_size,
         dict_file=args.dict,
         cased=None if args.case == "auto" else args.case == "cased",
         max_tokens=args.max_tokens,
@@ -232,15 +239,16 @@ def main() -> None:
     squad = inputs.get("format") == "squad"
     if squad and (options.classes or options.regression or options.holdout or options.keep_text or options.by_length):
         raise UserError("--labels, --regression, --holdout, --keep-text, --by-length: not for --format squad")
+    if squad and args.vocab_size is not None:
+        raise UserError("--vocab-size: not for --format squad; give a model's --tokenizer")
     if not squad:
         options.check(names)
-    if existing(options) is not None:
-        print(f"{args.destination}: already prepared with these options, nothing to do")
-        return
-    start = time.time()
     files = named_files("--split", args.split)
-    print_report(prepare_squad(files, options) if squad else prepare(read, names, options), args.destination)
-    print(f"wrote {args.destination} in {time.time() - start:.1f} s")
+
+    def make() -> dict[str, Any]:
+        return prepare_squad(files, options) if squad else prepare(read, names, options)
+
+    prepare_once(options, make, lambda report: print_report(report, args.destination))
 
 
 if __name__ == "__main__":

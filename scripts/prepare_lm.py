@@ -3,7 +3,6 @@
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from fairseq_efficient.text.lm import Block, Dropped, Options, Reader, prepare
 from fairseq_efficient.text.lm_clean import ALPHABETS, CLEANERS
 from fairseq_efficient.text.lm_read import FORMATS, Tell, cut_blocks, raw_blocks, read_text
 from fairseq_efficient.text.lm_subwords import DEFAULT_TYPES
-from fairseq_efficient.text.prepared import check_names, describe, existing, named_files
+from fairseq_efficient.text.prepared import check_names, describe, named_files, prepare_once
 from fairseq_efficient.text.symbols import SYMBOL_KINDS
 
 EPILOG = """
@@ -179,13 +178,7 @@ def main() -> None:
         inputs={"splits": names, **inputs},
     )
     options.check(names)
-    if existing(options) is not None:
-        print(f"{args.destination}: already prepared with these options, nothing to do")
-        return
-    start = time.time()
-    report = prepare(read, names, options)
-    print_report(report)
-    print(f"wrote {args.destination} in {time.time() - start:.1f} s")
+    prepare_once(options, lambda: prepare(read, names, options), print_report)
 
 
 if __name__ == "__main__":

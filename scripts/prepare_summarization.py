@@ -4,7 +4,6 @@
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.text import corpora, formats
 from fairseq_efficient.text.clean import NORMALIZATIONS
 from fairseq_efficient.text.fetch import default_cache
-from fairseq_efficient.text.prepared import check_names, describe, existing, named_files
+from fairseq_efficient.text.prepared import check_names, describe, named_files, prepare_once
 from fairseq_efficient.text.reading import Bad, Example
 from fairseq_efficient.text.summarization import Options, prepare
 
@@ -157,14 +156,7 @@ def main() -> None:
         overwrite=args.overwrite,
         inputs={"splits": names, **inputs},
     )
-    report = existing(options)
-    if report is not None:
-        print(f"{args.destination}: already prepared with these options, nothing to do")
-        return
-    start = time.time()
-    report = prepare(read, names, options)
-    print_report(report)
-    print(f"wrote {args.destination} in {time.time() - start:.0f} s")
+    prepare_once(options, lambda: prepare(read, names, options), print_report)
 
 
 if __name__ == "__main__":

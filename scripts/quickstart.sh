@@ -5,8 +5,9 @@ usage() {
   cat <<'END'
 Train a small Pyramidion on long documents and look at it: bash scripts/quickstart.sh [options]
 
-Sets up .venv, fetches and prepares documents, trains, writes the summaries of the test split, scores them, and draws a
-page. About 10 minutes of training on 2 cores. Ctrl-C is safe: the same command goes on where it stopped.
+Sets up .venv, shows what the small pretrained models do, then fetches and prepares documents, trains, writes the
+summaries of the test split, scores them, and draws a page. About 10 minutes of training on 2 cores. Ctrl-C is safe: the
+same command goes on where it stopped.
 
   --out DIR        folder of the run (default: runs/quickstart)
   --corpus NAMES   built-in documents: aclsum, plos, pubmed-abstracts, comma-separated (default: aclsum,plos)
@@ -86,7 +87,7 @@ stage() {
 }
 
 setup() {
-  say "1/6 environment"
+  say "1/7 environment"
   bash "$ROOT/scripts/bootstrap.sh" || exit
   cd "$ROOT"
   export PATH="$ROOT/.venv/bin:$PATH"
@@ -105,8 +106,23 @@ print("cpu" if not torch.cuda.is_available() else "bf16" if torch.cuda.is_bf16_s
   fi
 }
 
+pretrained() {
+  say "2/7 small pretrained models"
+  if ! compgen -G 'pretrained/*/model.safetensors' >/dev/null; then
+    echo "none here: the folder pretrained comes with the git repository only"
+    return
+  fi
+  if python scripts/try_pretrained.py; then
+    echo
+    echo "Made from scratch by scripts/experiments/pretrained.py; what they learned from, and one command for each to go on"
+    echo "with, is in pretrained/README.md. What follows trains a model of your own."
+  else
+    echo "going on without them" >&2
+  fi
+}
+
 prepare() {
-  say "2/6 documents: $CORPUS"
+  say "3/7 documents: $CORPUS"
   local command=(python scripts/prepare_summarization.py "$OUT/data" --corpus "$CORPUS" --keep-text)
   if [ -f "$OUT/data/prepare.json" ]; then
     "${command[@]}" # says that they are ready, or that other ones are there
@@ -121,7 +137,7 @@ train() {
     wanted="minutes $MINUTES"
     budget=(--max-update 1000000 --stop-time-hours "$(awk "BEGIN { print $MINUTES / 60 }")")
   fi
-  say "3/6 training: $wanted"
+  say "4/7 training: $wanted"
   [ ! -f "$OUT/trained" ] || read -r done_kind done_count <"$OUT/trained"
   if [ "$done_kind" = "${wanted% *}" ] && [ "$done_count" -ge "${wanted#* }" ]; then
     echo "done before"
@@ -142,7 +158,7 @@ train() {
 }
 
 decode() {
-  say "4/6 summaries of the test split, beam $BEAM"
+  say "5/7 summaries of the test split, beam $BEAM"
   local log=$OUT/generate-test.txt checkpoint=$OUT/checkpoints/checkpoint_best.pt
   if [ -f "$log" ] && [ ! "$checkpoint" -nt "$log" ] && [ "$(cat "$OUT/decoded" 2>/dev/null)" = "beam $BEAM" ]; then
     echo "done before"
@@ -161,17 +177,18 @@ decode() {
 }
 
 score() {
-  say "5/6 scores: the model, the documents' first sentences (lead), their best sentences by hindsight (oracle)"
+  say "6/7 scores: the model, the documents' first sentences (lead), their best sentences by hindsight (oracle)"
   stage score -- python scripts/score_rouge.py --generate-log "$OUT/generate-test.txt" \
     --floors "$OUT/data/test.source.txt" --json "$OUT/scores.json"
 }
 
 draw() {
-  say "6/6 page"
+  say "7/7 page"
   python scripts/report.py pyramidion "$OUT" --out "$OUT/report.html"
 }
 
 setup
+pretrained
 prepare
 train
 decode

@@ -31,7 +31,7 @@ echo "mypy"
 mypy || failed+=(mypy)
 echo "pytest"
 # a file's tests in one process, because many share a training
-python -m pytest -n 2 --dist loadfile --durations 15 --durations-min 5 ${marks[@]+"${marks[@]}"} ${args[@]+"${args[@]}"} || failed+=(pytest)
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 --durations-min 5 ${marks[@]+"${marks[@]}"} ${args[@]+"${args[@]}"} || failed+=(pytest)
 
 if [ ${#failed[@]} -gt 0 ]; then
   echo "failed: ${failed[*]}" >&2

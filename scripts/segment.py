@@ -12,6 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.text.reading import Bad, read_lines, read_typed
 
 EPILOG = """
 Each line of the input is a text of its own. The output has as many lines.
@@ -58,17 +59,10 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def lines(path: Path | None) -> Iterator[str]:
-    name = str(path) if path else "standard input"
-    try:
-        stream: Any = path.open("rb") if path else sys.stdin.buffer
-    except OSError as err:
-        raise UserError(f"--input {path}: {err.strerror}") from None
-    with stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                yield line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as err:
-                raise UserError(f"{name}:{number}: not UTF-8 (byte {err.start + 1} of the line)") from None
+    for line in read_lines(path) if path else read_typed():
+        if isinstance(line, Bad):
+            raise line.error()
+        yield line.text
 
 
 def show(segments: list[str], args: argparse.Namespace) -> str:

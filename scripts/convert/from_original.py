@@ -10,8 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fairseq.data import Dictionary
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from adaptive_span import original as adaptive_span
@@ -49,6 +47,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    from fairseq.data import Dictionary
+
     args = get_parser().parse_args()
     if args.output.exists():
         raise UserError(f"{args.output} exists")
@@ -60,7 +60,7 @@ def main() -> None:
     print(f"wrote {args.output}: {sum(value.numel() for value in weights.values()):,} weights")
 
 
-def convert_pyramidion(state: dict[str, Any], words: Dictionary, path: Path) -> Converted:
+def convert_pyramidion(state: dict[str, Any], words: Any, path: Path) -> Converted:
     original = arguments(state, path)
     if "model" not in state:
         raise UserError(f"{path}: holds no model weights")
@@ -93,7 +93,7 @@ def arguments(state: dict[str, Any], path: Path) -> dict[str, Any]:
     return values
 
 
-def convert_dynamic_pooling(state: dict[str, Any], words: Dictionary, path: Path) -> Converted:
+def convert_dynamic_pooling(state: dict[str, Any], words: Any, path: Path) -> Converted:
     if "model_state" not in state:
         raise UserError(f"{path}: holds no model_state, not a checkpoint of dynamic-pooling")
     args = state.get("args") or {}
@@ -107,7 +107,7 @@ def convert_dynamic_pooling(state: dict[str, Any], words: Dictionary, path: Path
     return model, task, weights, "dynamic_pooling_cross_entropy"
 
 
-def convert_adaptive_span(state: dict[str, Any], words: Dictionary, path: Path) -> Converted:
+def convert_adaptive_span(state: dict[str, Any], words: Any, path: Path) -> Converted:
     if not isinstance(state.get("model"), dict) or "iter_no" not in state:
         raise UserError(f"{path}: holds no model and iter_no, not a checkpoint of adaptive-span")
     decoder, config = adaptive_span.model_from_original(state["model"], words)
@@ -116,7 +116,7 @@ def convert_adaptive_span(state: dict[str, Any], words: Dictionary, path: Path) 
     return model, {"_name": "segment_lm", "data": None, "tokens_per_sample": 512}, weights, "adaptive_span_loss"
 
 
-SYSTEMS: dict[str, Callable[[dict[str, Any], Dictionary, Path], Converted]] = {
+SYSTEMS: dict[str, Callable[[dict[str, Any], Any, Path], Converted]] = {
     "adaptive_span": convert_adaptive_span,
     "pyramidion": convert_pyramidion,
     "dynamic_pooling": convert_dynamic_pooling,

@@ -1,7 +1,6 @@
 """The page of dynamic-pooling language models: one run, or several side by side."""
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from fairseq_efficient.report.parts import Page
 from fairseq_efficient.report.segments import Segmentation, lengths_section, text_section
 from fairseq_efficient.report.stages import read_stages
 from fairseq_efficient.report.train_log import read_train_log
+from fairseq_efficient.text.reading import parse_json
 from report_pages.common import CHECKPOINTS, find_files, footer, run_names
 
 HELP = "language models that pool characters to segments"
@@ -190,7 +190,7 @@ def file_texts(run: Run, args: argparse.Namespace) -> Texts:
     except UnicodeDecodeError as err:
         raise UserError(f"--text {args.text}: not UTF-8 (byte {err.start + 1})") from None
     try:
-        options = json.loads((Path(run.data) / "prepare.json").read_text(encoding="utf-8"))["options"]
+        options = parse_json((Path(run.data) / "prepare.json").read_bytes())["options"]
     except (OSError, ValueError, KeyError, TypeError):
         options = {}
     text = text[: 8 * args.characters].replace("\0", " ")

@@ -1,7 +1,6 @@
 """The page of a Pyramidion run."""
 
 import argparse
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from fairseq_efficient.errors import UserError
 from fairseq_efficient.report import kept, stages, summaries, train_log
 from fairseq_efficient.report.parts import Page, Section
 from fairseq_efficient.text.generate_log import read_generate_log, read_texts
+from fairseq_efficient.text.reading import parse_json
 from report_pages.common import CHECKPOINTS, find_files, footer
 
 HELP = "summaries of long documents"
@@ -78,7 +78,7 @@ def training_documents(data: Path | None) -> int | None:
     if data is None:
         return None
     try:
-        prepared = json.loads((data / "prepare.json").read_text(encoding="utf-8"))
+        prepared = parse_json((data / "prepare.json").read_bytes())
         return int(prepared["splits"]["train"]["documents"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
