@@ -1,5 +1,7 @@
 """One thread, fixed seeds, and data sets that all tests share."""
 
+import importlib
+import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +18,25 @@ from tests.reliability.figures import figure, pytest_addoption  # noqa: F401
 from tests.util import make_pair_data, make_sentence_data, make_stream_data
 
 settings.register_profile("full", max_examples=2000, deadline=None)
+# files, by how long they take
+LONGEST = ("test_readmes", "test_resume", "test_ranks", "test_saving", "test_mistakes", "test_soak", "test_cli")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for message in NOISE:
         config.addinivalue_line("filterwarnings", f"ignore:{message}")
     figures.pytest_configure(config)
+    if hasattr(config, "workerinput") or config.getoption("numprocesses", None) is None:
+        logging.disable(logging.INFO)  # of packages that are not installed
+        for tool in ("interactive", "train"):  # before any of ours, as when a command is typed
+            importlib.import_module(f"fairseq_cli.{tool}")
+        logging.disable(logging.NOTSET)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first, so that no worker is left alone with one of them."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session", autouse=True)

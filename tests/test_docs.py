@@ -12,11 +12,13 @@ from unittest import mock
 
 import pytest
 
+from fairseq_efficient.systems import SYSTEMS
 from tests.util import ROOT
 
-SYSTEMS = ("deep_pyramidion", "dynamic_pooling", "skimming", "par_search", "adaptive_span")
-GUIDES = tuple(f"docs/{name}.md" for name in ("architecture", "extending", "migrating", "performance"))
-DOCUMENTS = (*GUIDES, "README.md", "CONTRIBUTING.md", *(f"{name}/README.md" for name in SYSTEMS))
+GUIDES = tuple(f"docs/{name}.md" for name in ("architecture", "extending", "migrating", "performance", "reliability"))
+DOCUMENTS = (
+    *GUIDES, "README.md", "docs/results/README.md", "CONTRIBUTING.md", *(f"{name}/README.md" for name in SYSTEMS)
+)  # fmt: skip
 
 # a system -> ways to train it; flags of docs/migrating.md are those of any of them
 MIGRATING = {
@@ -128,6 +130,8 @@ def script_flags(name: str) -> set[str]:
     assert paths, f"no script {name}"
     if any(path.parent.name == "bench" for path in paths):
         paths.append(ROOT / "fairseq_efficient/bench/command.py")
+    if any(path.parent.name == "experiments" for path in paths):
+        paths += [ROOT / "scripts/experiments" / shared for shared in ("experiment_flags.py", "language_model_plan.py")]
     if name == "report.py":
         paths += sorted((ROOT / "scripts/report_pages").glob("*.py"))
     sources = [path.read_text(encoding="utf-8") for path in paths]
@@ -138,6 +142,8 @@ def every_flag() -> set[str]:
     """Of all tools and scripts."""
     scripts = {path.name for path in (ROOT / "scripts").rglob("*.py")}
     found = set(itertools.chain.from_iterable(FOREIGN.values()))
+    for path in (ROOT / "scripts").glob("*.sh"):
+        found |= set(re.findall(r"(--[a-z][a-z0-9-]*)\)", path.read_text(encoding="utf-8")))
     found |= {"--user-dir", "--help"}.union(*map(training_flags, SYSTEMS), *map(script_flags, sorted(scripts)))
     return found.union(*(tool_flags(tool) for tool in TOOLS if tool != "train"))
 

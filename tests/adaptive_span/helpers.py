@@ -1,16 +1,15 @@
 """Tiny models for the tests, and the sequential transformer written out from the formulas."""
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from fairseq.data import Dictionary
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
 from adaptive_span.config import SequentialConfig
 from adaptive_span.model import SequentialLanguageModel
+from tests.stream_models import task
 
 SIZES: dict[str, Any] = {
     "decoder_layers": 3, "decoder_embed_dim": 12, "decoder_ffn_embed_dim": 20, "decoder_attention_heads": 3,
@@ -40,17 +39,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def dictionary(words: int = 30) -> Dictionary:
-    found = Dictionary()
-    for number in range(words):
-        found.add_symbol(f"w{number}", n=words - number)
-    return found
-
-
-def task(words: int = 30) -> SimpleNamespace:
-    return SimpleNamespace(source_dictionary=dictionary(words), target_dictionary=dictionary(words))
-
-
 def sequential_lm(seed: int = 0, double: bool = True, ragged: bool = True, **flags: Any) -> SequentialLanguageModel:
     """A model whose heads have spans of their own (``ragged``), not all the first."""
     torch.manual_seed(seed)
@@ -65,21 +53,6 @@ def sequential_lm(seed: int = 0, double: bool = True, ragged: bool = True, **fla
                         else:
                             parameter.normal_()
     return model.double().eval() if double else model.eval()
-
-
-def tokens(rows: int = 2, count: int = 12, seed: int = 1) -> Tensor:
-    torch.manual_seed(seed)
-    return torch.randint(4, 34, (rows, count))
-
-
-def blockwise(model: Any, stream: Tensor, sizes: list[int], **more: Any) -> Tensor:
-    """Outputs (B, N, .) of a stream read in blocks of ``sizes``, memory going from one to the next."""
-    memory, parts, place = None, [], 0
-    for size in sizes:
-        out, extra = model.decoder(stream[:, place : place + size], memory=memory, **more)
-        memory, place = extra["memory"], place + size
-        parts.append(out)
-    return torch.cat(parts, 1)
 
 
 def by_formula(decoder: Any, stream: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from fairseq.criterions.adaptive_loss import AdaptiveLoss
 from torch.nn.functional import linear, log_softmax
 
 from fairseq_efficient.errors import UserError
-from tests.adaptive_span.helpers import ADAPTIVE, TIED, sequential_lm, task, tokens
+from tests.adaptive_span.helpers import ADAPTIVE, TIED, sequential_lm
+from tests.stream_models import task, tokens
 from tests.util import assert_close
 
 KINDS = [ADAPTIVE, TIED, {**TIED, "tie_adaptive_proj": False}, {**ADAPTIVE, "adaptive_softmax_factor": 1.0}]

@@ -10,7 +10,8 @@ from fairseq.logging import metrics
 
 from adaptive_span.criterion import SpanCriterion
 from fairseq_efficient.ops.span_attention import span_width
-from tests.adaptive_span.helpers import SPANS, VARIANTS, sequential_lm, tokens
+from tests.adaptive_span.helpers import SPANS, VARIANTS, sequential_lm
+from tests.stream_models import tokens
 from tests.util import assert_close
 
 

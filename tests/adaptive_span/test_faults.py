@@ -11,8 +11,9 @@ import torch
 from fairseq_efficient.checkpoints import read_checkpoint
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.plugin.segment_lm import SegmentLMTask
-from tests.adaptive_span.helpers import SPANS, VARIANTS, blockwise, sequential_lm, tokens
+from tests.adaptive_span.helpers import SPANS, VARIANTS, sequential_lm
 from tests.adaptive_span.test_cli import MODELS, common, last, losses, train
+from tests.stream_models import blockwise, tokens
 from tests.util import ROOT, assert_close, run_in_process
 
 variants = pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS.keys())

@@ -16,7 +16,8 @@ from adaptive_span.optimizer import AdagradWithGradClip, FairseqAdagradWithGradC
 from fairseq_efficient import compat
 from fairseq_efficient.compat_optim import NO_DECAY
 from fairseq_efficient.errors import UserError
-from tests.adaptive_span.helpers import SPANS, sequential_lm, tokens
+from tests.adaptive_span.helpers import SPANS, sequential_lm
+from tests.stream_models import tokens
 from tests.util import assert_close
 
 compat.apply()

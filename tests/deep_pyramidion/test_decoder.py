@@ -39,7 +39,6 @@ def step_logits(model: Any, prefix: Tensor, encoded: dict, state: dict, upto: in
     return model.decoder(prefix[:, : upto + 1], encoded, state)[0][:, -1]
 
 
-WITHOUT_POSITIONS = ("no_positions", "no_decoder_positions")
 STEPS = [(name, side) for name in VARIANTS for side in ("right", "left")]
 
 

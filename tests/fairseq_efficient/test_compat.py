@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq_efficient import checkpoint_rules, checkpoints, compat, compat_cli
+from fairseq_efficient import checkpoint_rules, checkpoints, compat, compat_checkpoints, compat_cli
 from fairseq_efficient.errors import UserError
 from tests.util import SYSTEMS, Command, System, error_line, run_cli, run_in_process, train_args
 
@@ -93,8 +93,8 @@ def test_a_mismatch_is_told_in_one_line():
         "\n\tsize mismatch for d.weight: copying a param with shape torch.Size([4, 8]) from checkpoint, "
         "the shape in current model is torch.Size([8, 8])."
     )
-    assert compat.describe_mismatch(report).startswith("the file has no a.weight (3 keys differ);")
-    told = compat.describe_mismatch(report + sizes)
+    assert compat_checkpoints.describe_mismatch(report).startswith("the file has no a.weight (3 keys differ);")
+    told = compat_checkpoints.describe_mismatch(report + sizes)
     assert told.startswith("d.weight has shape [4, 8] in the file and [8, 8] in the model (4 keys differ);")
 
 
@@ -119,11 +119,20 @@ def chained(outer: Exception, inner: Exception, cause: bool) -> Exception:
         (chained(KeyError("a bug met while handling it"), UserError("bad"), cause=False), None),
         (RuntimeError("Process 0 ended:\nTraceback ...\nfairseq_efficient.errors.UserError: bad\n"), "bad"),
         (UserError("Caught UserError in worker 0.\nOriginal ...\nfairseq_efficient.errors.UserError: bad\n"), "bad"),
+        (AssertionError("Must specify batch size either with --max-tokens or --batch-size"), "Must specify batch size"),
+        (AssertionError("--sampling requires --nbest to be equal to --beam"), "--sampling requires --nbest"),
+        (
+            Exception("Please use `--ddp-backend=legacy_ddp`\n instead."),
+            "Please use `--ddp-backend=legacy_ddp` instead.",
+        ),
+        (AssertionError("(3, 4) -- (5, 6)"), None),
+        (KeyError("--x"), None),
         (ValueError("x"), None),
     ],
 )
 def test_the_users_mistake_is_found_behind_an_error(err: Exception, message: str | None):
-    assert compat_cli.user_message(err) == message
+    found = compat_cli.user_message(err)
+    assert found == message if message is None else str(found).startswith(message)
 
 
 @pytest.mark.parametrize(("file", "line"), [("/x/fairseq_cli/train.py", "interrupted"), ("/x/mine.py", None)])

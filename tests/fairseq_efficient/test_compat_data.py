@@ -20,8 +20,8 @@ compat.apply()
     [
         (None, r"No such file or directory \(is it the folder of the prepared data\?\)"),
         (b"caf\xe9 1\n", "not UTF-8; prepare the data again"),
-        (b"a 1\nlonely\n", 'the line "lonely\n?" is not a symbol and its count'),
-        (b"a 1\nb x\n", 'the line "b" is not a symbol and its count'),
+        (b"a 1\nlonely\n", "the line 'lonely' is not a symbol and its count"),
+        (b"a 1\nb x\n", "the line 'b' is not a symbol and its count"),
         (b"a 1\nb 2\na 3\n", "'a' is there twice"),
     ],
 )
@@ -72,6 +72,8 @@ def test_splits_and_labels(sentence_data: Path, tmp_path: Path) -> None:
         ("input0/valid.bin", lambda path: path.write_bytes(b""), r"valid\.bin is empty"),
         ("input0/valid.bin", lambda path: path.write_bytes(path.read_bytes()[:-3]), r"valid\.bin is cut off"),
         ("input0/valid.idx", lambda path: path.write_bytes(path.read_bytes()[:-3]), r"valid\.idx is cut off"),
+        ("input0/valid.idx", lambda path: path.write_bytes(path.read_bytes()[:18] + b"\xff" * 7 + b"\0" + bytes(99)),
+         r"valid\.idx is cut off"),
         ("label/valid.idx", lambda path: path.write_bytes(b"junk" * 9), r"label/valid\.idx: not an index that"),
         ("label/valid.bin", lambda path: path.unlink(), r"label/valid\.bin: no such file, though valid\.idx is there"),
         ("input1/valid.bin", lambda path: path.unlink(), r"input1/valid\.bin: no such file, though valid\.idx is"),

@@ -110,7 +110,7 @@ def train_command(data: Path, save_dir: Path, *more: object) -> list[str]:
     flags = ["--arch", SYSTEM.arch, *SYSTEM.flags, "--save-dir", save_dir, "--valid-subset", "dev-0"]
     flags += ["--optimizer", "adam", "--lr", "0.01", "--log-format", "json", "--seed", "1"]
     lengths = ["--max-source-positions", 64, "--max-target-positions", 64]
-    return command(data, *flags, *lengths, "--max-update", 24, "--no-epoch-checkpoints", *more)
+    return command(data, *flags, *lengths, "--max-update", 48, "--no-epoch-checkpoints", *more)
 
 
 ROUGE = ("--eval-rouge", "--eval-rouge-args", '{"beam": 2, "max_len_b": 40}', "--best-checkpoint-metric", "rougeLsum")
@@ -139,7 +139,7 @@ def test_training(trained: tuple[Path, str]) -> None:
     # whole references: the longest have more words than 64 target tokens hold
     assert log.count("example 0 reference: " + SUMMARY.replace(". ", ".<q> ") + "<q> The") >= 2
     assert {float(n) for n in re.findall(r'"train_bsz": "([\d.]+)"', log)} == {7.5}  # 45 lines in 6 batches
-    saved = torch.load(save_dir / "checkpoint_best.pt", weights_only=False)
+    saved = torch.load(save_dir / "checkpoint_best.pt", weights_only=True)
     assert not any(isinstance(value, argparse.Namespace) for value in saved.values())
     torch.load(save_dir / "checkpoint_last.pt", weights_only=True)
 

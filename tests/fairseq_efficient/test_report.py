@@ -66,7 +66,7 @@ def full_page() -> str:
         kept.kept_section([selection()], ["layer 0", EVIL], drawn, "What is kept"),
         summaries.samples_section(split, [0, 1], EVIL),
         summaries.stages_section([stages.Stage(EVIL, 75, 100, command=EVIL)]),
-        parts.Section("Parts", [parts.Facts([(EVIL, EVIL)]), parts.Text(EVIL), parts.Code(EVIL, EVIL)], EVIL),
+        parts.Section("Parts", [parts.Text(EVIL), parts.Code(EVIL, EVIL)], EVIL),
     ]
     return page.render(parts.Page(EVIL, EVIL, sections, [("commit", EVIL)]))
 
@@ -195,6 +195,7 @@ def test_fairseqs_output_in_short():
         (prefix + "INFO | train | " + LOG[4], None),
         (prefix + "INFO | valid | " + LOG[5], "update 20: valid: loss 11.00, rouge1 14.50"),
         (prefix + "INFO | fairseq_efficient.x | 3 sources cut", "3 sources cut"),
+        (prefix + "INFO | adaptive_span.model | 3 spans", "3 spans"),
         (prefix + "WARNING | fairseq.trainer | careful", "warning: careful"),
         ("INFO:fairseq_cli.generate:NOTE: hypothesis", None),
         ("INFO:valid:" + LOG[5], "update 20: valid: loss 11.00, rouge1 14.50"),

@@ -16,7 +16,7 @@ from fairseq.utils import import_user_module
 
 from fairseq_efficient.checkpoints import read_checkpoint
 from fairseq_efficient.errors import UserError
-from tests.test_two_ranks import two_ranks
+from tests.ranks import two_ranks
 from tests.util import ROOT, assert_close, assert_same_training, error_line, make_stream_data, run_cli, run_in_process
 
 PLUGIN = ROOT / "tests" / "plugins" / "tiny_stream_lm"

@@ -55,6 +55,13 @@ def test_half_precision_is_for_large_matrices_that_fit(dtype: torch.dtype, tmp_p
         assert torch.equal(found[name], wanted), name
 
 
+def test_precision_of_training_is_not_that_of_use(tmp_path: Path):
+    whole = state()
+    whole["cfg"]["model"] = {**whole["cfg"]["model"], "cpu_bf16": True, "width": 3}
+    found = read_checkpoint(write(tmp_path, tensor_file(whole)))["cfg"]["model"]
+    assert "cpu_bf16" not in found and found["width"] == 3
+
+
 def test_no_path_leaves_the_machine():
     config = {
         "task": {"_name": "t", "data": "/secret/a", "tokens": 3},

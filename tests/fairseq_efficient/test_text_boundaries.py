@@ -10,10 +10,16 @@ import sentencepiece
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text import spm
-from fairseq_efficient.text.boundaries import Segmenter, boundaries_of, segments_of, whole_words
+from fairseq_efficient.text.boundaries import Segmenter, boundaries_of, whole_words
 from fairseq_efficient.text.lm_read import END
 
 SYLLABLES = [a + b for a in "bklmnrst" for b in ("a", "e", "i", "õ", "việ")]
+
+
+def segments_of(text: str, processor: Any) -> list[str]:
+    """The segments themselves; joined they are the text."""
+    ends = np.flatnonzero(boundaries_of(text, processor)) + 1
+    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def sentence(draw: random.Random, words: int = 9) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.subwords import Subwords, dictionary_beside, read_subwords
+from fairseq_efficient.text.subwords import Subwords, dictionary_beside, read_subwords, train_subwords
 from fairseq_efficient.text.symbols import SPECIALS
 from tests.bert_reference import VOCABULARY
 
@@ -233,3 +233,22 @@ def test_a_unigram_tokenizer(tmp_path: Path) -> None:
         and subwords.decode(["\u2581the", "\u2581", "a"]) == "the a"
     )
     assert np.array_equal(subwords.rows(), np.arange(8))
+
+
+def test_a_trained_tokenizer(tmp_path: Path) -> None:
+    """Any text comes back, in lower case; the same texts make the same tokenizer; a reader reads it."""
+    texts = ["The film was played, and it was GOOD", "the films are played again", "\u00e9t\u00e9 \u4e2d <s> </s>"] * 9
+    subwords = train_subwords(iter(texts), 300)
+    assert len(subwords.symbols) == 300 and subwords.kind == "BPE"
+    assert train_subwords(texts, 300).to_json() == subwords.to_json()
+    assert subwords.symbols[:4] == list(SPECIALS) and len(subwords.dictionary()) == 295
+    assert "\u0120was" in subwords.encode("it was")  # learned
+    for text in (*texts, "never seen: \U0001f600\n\t[SEP]"):
+        assert subwords.decode(subwords.encode(text)) == text.lower()
+    (tmp_path / "tokenizer.json").write_text(subwords.to_json(), encoding="utf-8")
+    assert read_subwords(tmp_path).encode(texts[0]) == subwords.encode(texts[0])
+    cased = train_subwords(texts, 300, cased=True)
+    assert cased.decode(cased.encode(texts[0])) == texts[0]
+    assert len(train_subwords(["ab ab"], 9000).symbols) == 263  # all there is to learn: ab, and with a space
+    with pytest.raises(UserError, match="--vocab-size 200: must be at least 261"):
+        train_subwords(texts, 200)

@@ -1,16 +1,15 @@
 """Tiny models for the tests, and the layers of a language model written out from the formulas."""
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from fairseq.data import Dictionary
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
 from par_search.config import ParLMConfig, SupernetConfig
 from par_search.model import ParLanguageModel, SupernetLanguageModel
+from tests.stream_models import task
 
 SIZES: dict[str, Any] = {
     "decoder_embed_dim": 16, "decoder_ffn_embed_dim": 24, "decoder_attention_heads": 2, "mem_len": 6,
@@ -18,17 +17,6 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 ADAPTIVE = {"adaptive_softmax_cutoff": "9,20", "adaptive_softmax_factor": 2.0}
 TIED = {**ADAPTIVE, "adaptive_input": True, "adaptive_input_factor": 2.0, "tie_adaptive_weights": True}
-
-
-def dictionary(words: int = 30) -> Dictionary:
-    found = Dictionary()
-    for number in range(words):
-        found.add_symbol(f"w{number}", n=words - number)
-    return found
-
-
-def task(words: int = 30) -> SimpleNamespace:
-    return SimpleNamespace(source_dictionary=dictionary(words), target_dictionary=dictionary(words))
 
 
 def par_lm(layout: str = "affaif", seed: int = 0, double: bool = True, **flags: Any) -> ParLanguageModel:
@@ -42,21 +30,6 @@ def supernet(blocks: int = 4, seed: int = 0, double: bool = True, **flags: Any) 
     cfg = SupernetConfig(**{**SIZES, "decoder_blocks": blocks, "max_update": 100, **flags})
     model = SupernetLanguageModel.build_model(cfg, task())
     return model.double().eval() if double else model.eval()
-
-
-def tokens(rows: int = 2, count: int = 12, seed: int = 1) -> Tensor:
-    torch.manual_seed(seed)
-    return torch.randint(4, 34, (rows, count))
-
-
-def blockwise(model: Any, stream: Tensor, sizes: list[int], **more: Any) -> Tensor:
-    """Outputs (B, N, .) of a stream read in blocks of ``sizes``, memory going from one to the next."""
-    memory, parts, place = None, [], 0
-    for size in sizes:
-        out, extra = model.decoder(stream[:, place : place + size], memory=memory, **more)
-        memory, place = extra["memory"], place + size
-        parts.append(out)
-    return torch.cat(parts, 1)
 
 
 def by_formula(decoder: Any, stream: Tensor, start: int = 0, memory_length: int | None = None) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.modules.adaptive_softmax import CleanAdaptiveInput, ExactAdaptiveSoftmax, parse_cutoffs
-from tests.par_search.helpers import ADAPTIVE, TIED, par_lm, task, tokens
+from tests.par_search.helpers import ADAPTIVE, TIED, par_lm
+from tests.stream_models import task, tokens
 from tests.util import assert_close
 
 KINDS = [ADAPTIVE, TIED, {**TIED, "tie_adaptive_proj": True}, {**ADAPTIVE, "adaptive_softmax_factor": 1.0}]

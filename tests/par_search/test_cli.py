@@ -3,23 +3,26 @@
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from fairseq import checkpoint_utils, tasks
+from fairseq import tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.options import get_training_parser, parse_args_and_arch
 
 import par_search  # noqa: F401  (registers)
 from fairseq_efficient.checkpoints import read_checkpoint
-from fairseq_efficient.errors import UserError
 from par_search.config import ARCHITECTURES
-from tests.util import ROOT, assert_close, error_line, run_cli, run_in_process
+from tests import stream_models
+from tests.stream_models import bits_by_hand, last, load
+from tests.util import ROOT, assert_close, error_line, refused, run_cli, run_in_process
 
 USER_DIR = ("--user-dir", str(ROOT / "par_search"))
+common, eval_lm = (partial(tool, "par_search") for tool in (stream_models.common, stream_models.eval_lm))
 SIZES = (
     "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "24", "--decoder-attention-heads", "2", "--mem-len", "12",
 )  # fmt: skip
@@ -32,14 +35,14 @@ MODELS = {
 }  # fmt: skip
 
 
-def train(data: Path, folder: Path, *more: Any) -> str:
+def train(data: Path, folder: Path, *more: Any, tool: Any = run_in_process) -> str:
     args = [
         str(data), *USER_DIR, "--task", "segment_lm", *SIZES, "--criterion", "par_search", "--optimizer", "par_search",
         "--lr", "0.01", "--batch-size", "4", "--tokens-per-sample", "8", "--max-update", "6", "--save-dir",
         str(folder), "--log-format", "json", "--log-interval", "1", "--seed", "1", "--cpu", "--num-workers", "0",
         *map(str, more),
     ]  # fmt: skip
-    return run_in_process("train", args)
+    return str(tool("train", args))
 
 
 @pytest.fixture(scope="module")
@@ -49,44 +52,6 @@ def trained(stream_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         folders[name] = tmp_path_factory.mktemp(name)
         assert "done training" in train(stream_data, folders[name], *flags, "--max-update", 40)
     return folders
-
-
-def last(folder: Path) -> str:
-    return str(folder / "checkpoint_last.pt")
-
-
-def common(data: Path, folder: Path) -> list[str]:
-    return [str(data), *USER_DIR, "--task", "segment_lm", "--path", last(folder), "--cpu", "--num-workers", "0"]
-
-
-def load(data: Path, folder: Path, **changes: Any) -> tuple[Any, torch.Tensor]:
-    """(model, tokens of the test split)."""
-    overrides = {"data": str(data), **changes}
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task([last(folder)], overrides)
-    task.load_dataset("test")
-    stream = task.dataset("test").stream
-    return models[0].eval(), torch.from_numpy(stream.slice(0, len(stream)))
-
-
-@torch.no_grad()
-def bits_by_hand(model: Any, tokens: torch.Tensor, block: int, length: int | None = None) -> float:
-    """Bits per token of one lane, by full distributions."""
-    total, memory = 0.0, None
-    for start in range(0, len(tokens) - 1, block):
-        end = min(start + block, len(tokens) - 1)
-        output, extra = model.decoder(tokens[None, start:end], memory=memory, memory_length=length)
-        memory = extra["memory"]
-        log_probs = model.get_normalized_probs((output, extra), log_probs=True)[0].double()
-        total -= float(log_probs.gather(1, tokens[start + 1 : end + 1, None]).sum())
-    return total / (len(tokens) - 1) / math.log(2)
-
-
-def eval_lm(data: Path, folder: Path, *more: Any) -> tuple[float, float, int]:
-    """Bits, perplexity, tokens."""
-    flags = ("--gen-subset", "test", "--log-format", "none", *map(str, more))
-    output = run_in_process("eval_lm", [*common(data, folder), *flags])
-    loss = re.search(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)", output)
-    return float(loss[1]), float(loss[2]), int(re.search(r"Evaluated ([\d,]+) tokens", output)[1])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -218,11 +183,13 @@ def test_interactive(trained: dict[str, Path], stream_data: Path, tmp_path: Path
         (("--mem-len", "-1"), "--mem-len -1: must be at least 0"),
         (("--adaptive-softmax-cutoff", "9,8"), "expected rising ids"),
         (("--adaptive-softmax-cutoff", "9,99"), "99 is beyond the dictionary, which has 15 types"),
+        (("--latency-weight", "0.1"), "--latency-weight is of --arch par_supernet: the layout of par_lm is fixed"),
+        (("--latency-loss", "product"), "--latency-loss is of --arch par_supernet"),
+        (("--latency-table", "t.json"), "--latency-table is of --arch par_supernet"),
     ],
 )
 def test_mistakes_are_one_line(stream_data: Path, tmp_path: Path, more: tuple[str, ...], message: str):
-    with pytest.raises(UserError, match=re.escape(message)):
-        train(stream_data, tmp_path, "--arch", "par_lm", *more)
+    assert message in train(stream_data, tmp_path, "--arch", "par_lm", *more, tool=refused)
 
 
 def test_another_layout_does_not_resume(trained: dict[str, Path], stream_data: Path, tmp_path: Path):

@@ -14,7 +14,8 @@ from fairseq_efficient.errors import UserError
 from par_search.costs import Costs, Shape, flop_costs, read_table, write_table
 from par_search.criterion import SearchCriterion
 from par_search.layout import par_layout
-from tests.par_search.helpers import ADAPTIVE, par_lm, supernet, task, tokens
+from tests.par_search.helpers import ADAPTIVE, par_lm, supernet
+from tests.stream_models import task, tokens
 from tests.util import assert_close
 
 PAPER = Shape(64, 640, 512, 2048, 8, 64)

@@ -15,7 +15,8 @@ from par_search.config import ARCHITECTURES, ParLMConfig
 from par_search.decoder import ParDecoder, layout_of
 from par_search.layout import build_layout
 from par_search.model import decoder_options
-from tests.par_search.helpers import ADAPTIVE, TIED, blockwise, by_formula, par_lm, supernet, tokens
+from tests.par_search.helpers import ADAPTIVE, TIED, by_formula, par_lm, supernet
+from tests.stream_models import blockwise, tokens
 from tests.util import assert_close
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -10,10 +10,11 @@ import torch
 from fairseq_efficient.errors import UserError
 from par_search.costs import Costs, Shape
 from par_search.derive import draw, most_probable, within_budget, without_identity
-from par_search.latency import measure, measure_kinds
+from par_search.latency import measure, measure_kinds, usual_tokens
 from par_search.layout import KINDS
 from par_search.retrain import retrain_command
-from tests.par_search.helpers import ADAPTIVE, dictionary, par_lm, supernet, tokens
+from tests.par_search.helpers import ADAPTIVE, par_lm, supernet
+from tests.stream_models import dictionary, tokens
 from tests.util import assert_close
 
 
@@ -137,3 +138,17 @@ def test_a_stock_optimizer_stays():
     words = shlex.split(retrain_command(cfg, "aff", "x"))
     pairs = dict(itertools.pairwise(words))
     assert pairs["--optimizer"] == "adam" and pairs["--adam-betas"] == "(0.9, 0.98)" and "--adam-eps" not in words
+
+
+def test_usual_tokens_come_as_often_as_the_dictionary_counts_them():
+    words = dictionary()
+    special, types = words.nspecial, len(words)
+    words.count[special:] = [0] * (types - special)
+    words.count[special + 2], words.count[special + 5] = 300, 100
+    state = torch.get_rng_state()
+    found = torch.bincount(usual_tokens(words, 4000), minlength=types)
+    assert found[special + 2] + found[special + 5] == 4000 and 2800 < found[special + 2] < 3200
+    assert torch.equal(torch.get_rng_state(), state)
+    words.count = [7] * types  # counted alike: by rank
+    found = torch.bincount(usual_tokens(words, 20_000), minlength=types)
+    assert not found[:special].any() and found[special] > 1.2 * found[special + 2] > 1.2 * found[special + 9] > 0

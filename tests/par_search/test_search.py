@@ -14,7 +14,7 @@ import par_search  # noqa: F401  (registers)
 from fairseq_efficient.checkpoints import read_checkpoint
 from fairseq_efficient.errors import UserError
 from par_search.phases import ARCHITECTURE, Phases
-from tests.test_two_ranks import two_ranks
+from tests.ranks import two_ranks
 from tests.util import ROOT, assert_close, assert_same_training, run_cli, run_in_process
 
 SIZES = (

@@ -11,7 +11,8 @@ from par_search.costs import Shape, flop_costs
 from par_search.layout import KINDS
 from par_search.model import temperature
 from par_search.supernet import ARCHITECTURE, Temperature, inherited, mix
-from tests.par_search.helpers import TIED, SupernetConfig, blockwise, par_lm, supernet, tokens
+from tests.par_search.helpers import TIED, SupernetConfig, par_lm, supernet
+from tests.stream_models import blockwise, tokens
 from tests.util import assert_close
 
 LAYOUT = "afifa"

@@ -14,7 +14,7 @@ from fairseq.options import get_training_parser, parse_args_and_arch
 
 from adaptive_span.model import SequentialLanguageModel
 from fairseq_efficient.errors import UserError
-from tests.adaptive_span.helpers import task
+from tests.stream_models import task
 from tests.util import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
@@ -22,10 +22,10 @@ import adaptive_span_check as check_script
 import adaptive_span_lm as script
 import adaptive_span_page as page
 import adaptive_span_plan as plans
-import adaptive_span_results as results
 import adaptive_span_stages as stages
 import experiment_runs as shared
 import language_model_plan
+import language_model_results
 from experiment_stages import Record, StageFailed
 
 from tests.scripts.stages_here import script_here, stages_here
@@ -43,7 +43,7 @@ def arguments(out: Path, data: Path, *flags: str) -> Any:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(results, "draw", lambda code, *files: script_here(str(code), files))
+    monkeypatch.setattr(language_model_results, "draw", lambda code, *files: script_here(str(code), files))
     return stages_here(monkeypatch, stages, shared)
 
 

@@ -1,6 +1,5 @@
 """The adaptive span benchmark at toy sizes: its FLOPs, its parity checks, its rows and its files."""
 
-import importlib.util
 import json
 import math
 import sys
@@ -12,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_efficient.errors import UserError
-from tests.util import ROOT
+from tests.util import ROOT, load_script
 
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
 import adaptive_span_models as models
@@ -20,12 +19,7 @@ import adaptive_span_parity as checks
 import adaptive_span_rows as rows
 
 SCRIPT = ROOT / "scripts" / "bench" / "adaptive_span.py"
-_spec = importlib.util.spec_from_file_location("bench_adaptive_span", SCRIPT)
-assert _spec is not None and _spec.loader is not None
-script = importlib.util.module_from_spec(_spec)
-_path = list(sys.path)
-_spec.loader.exec_module(script)
-sys.path[:] = _path
+script = load_script(SCRIPT)
 
 TOY = models.Setup(dim=16, ffn=24, heads=4, layers=2, block=70, ramp=4, types=12, batch=2)
 KINDS = ("full", "span2pct", "span10pct", "mixed", models.LONGEST)

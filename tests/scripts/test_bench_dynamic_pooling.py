@@ -1,6 +1,5 @@
 """The dynamic pooling benchmark at toy sizes: its FLOPs, its text, its parity checks, its rows and its files."""
 
-import importlib.util
 import json
 import math
 import sys
@@ -15,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_efficient.bench import flops
 from fairseq_efficient.errors import UserError
-from tests.util import ROOT, error_line, run_cli
+from tests.util import ROOT, error_line, load_script, run_cli
 
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
 import dynamic_pooling_generation as generation
@@ -25,12 +24,7 @@ import dynamic_pooling_parity as checks
 import dynamic_pooling_rows as rows
 
 SCRIPT = ROOT / "scripts" / "bench" / "dynamic_pooling.py"
-_spec = importlib.util.spec_from_file_location("bench_dynamic_pooling", SCRIPT)
-assert _spec is not None and _spec.loader is not None
-script = importlib.util.module_from_spec(_spec)
-_path = list(sys.path)
-_spec.loader.exec_module(script)
-sys.path[:] = _path
+script = load_script(SCRIPT)
 
 TOY = models.Setup(dim=16, ffn=32, heads=2, layers=4, outer=1, types=12, batch=2)
 KINDS = ("vanilla-relative", "vanilla-rotary", "sf2-relative", "sf4-rotary", "padded-relative")

@@ -12,18 +12,13 @@ import pytest
 import torch
 
 from fairseq_efficient.errors import UserError
-from tests.util import ROOT
+from tests.util import ROOT, load_script
 
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
 import peers_models as models
 import peers_rows as rows
 
-_spec = importlib.util.spec_from_file_location("bench_peers", ROOT / "scripts" / "bench" / "peers.py")
-assert _spec is not None and _spec.loader is not None
-script = importlib.util.module_from_spec(_spec)
-_path = list(sys.path)
-_spec.loader.exec_module(script)
-sys.path[:] = _path
+script = load_script(ROOT / "scripts" / "bench" / "peers.py")
 
 installed = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is optional")
 BASE = models.Setup()

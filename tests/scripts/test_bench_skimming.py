@@ -1,6 +1,5 @@
 """The skimming benchmark at toy sizes: its FLOPs, its batch, its parity checks, its rows and its files."""
 
-import importlib.util
 import json
 import sys
 import time
@@ -14,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_efficient.errors import UserError
-from tests.util import ROOT, error_line, run_cli
+from tests.util import ROOT, error_line, load_script, run_cli
 
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
 import skimming_models as models
@@ -22,12 +21,7 @@ import skimming_parity as checks
 import skimming_rows as rows
 
 SCRIPT = ROOT / "scripts" / "bench" / "skimming.py"
-_spec = importlib.util.spec_from_file_location("bench_skimming", SCRIPT)
-assert _spec is not None and _spec.loader is not None
-script = importlib.util.module_from_spec(_spec)
-_path = list(sys.path)
-_spec.loader.exec_module(script)
-sys.path[:] = _path
+script = load_script(SCRIPT)
 
 TOY = models.Setup(layers=2, dim=24, types=30, batch=3)
 KINDS = ("stock", "packed", "predictor64", "predictor-full", "keep0.5", "keep0.1", "even", "uneven")

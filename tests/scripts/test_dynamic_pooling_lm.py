@@ -18,9 +18,10 @@ import dynamic_pooling_check as check_script
 import dynamic_pooling_lm as script
 import dynamic_pooling_page as page
 import dynamic_pooling_plan as plans
-import dynamic_pooling_results as results
 import dynamic_pooling_stages as stages
 import experiment_runs as runs
+import language_model_plan
+import language_model_results
 from experiment_stages import Record, StageFailed
 
 from tests.scripts.stages_here import stages_here
@@ -139,10 +140,11 @@ def test_data_without_a_dictionary(tmp_path: Path):
 
 def test_the_corpus_is_prepared_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     ran: list[list[str]] = []
-    monkeypatch.setattr(stages, "run", lambda command, *args, **more: ran.append(command[2:]))
+    monkeypatch.setattr(language_model_plan, "run", lambda command, *args, **more: ran.append(command[2:]))
     parse = script.get_parser().parse_args
     for flags in ([], ["--symbols", "bytes"], ["--split", "train=a", "--split", "valid=b", "--lang", "fi"]):
-        assert stages.prepare(parse(["--out", str(tmp_path), *flags])) == tmp_path / "data"
+        args = parse(["--out", str(tmp_path), *flags])
+        assert language_model_plan.prepare_data(args, plans.prepare_flags(args)) == tmp_path / "data"
     common = ["--unigram-vocab", "5000"]
     text8 = ["--clean", "text8", "--lang", "en", "--newlines", "space"]
     as_it_is = ["--clean", "none", "--lang", "en", "--newlines", "keep"]
@@ -183,10 +185,10 @@ def test_trained_runs_are_not_trained_again_nor_otherwise(stream_data: Path, tmp
     one.folder.mkdir(parents=True)
     settings = {"flags": one.train_flags, "data": one.fingerprint}
     Record(settings, [{"seconds": 1.0, "peak_mb": 2.0}], True).save(one.folder / "train.json")
-    stages.train(one)
+    runs.train(one)
     other = plans.Plan(arguments(tmp_path, stream_data, "--lr", "0.5"), stream_data).run("gumbel", 1, 4)
     with pytest.raises(UserError, match="was trained with other flags"):
-        stages.train(other)
+        runs.train(other)
 
 
 def test_equal_time_is_decided_once(stream_data: Path, tmp_path: Path):
@@ -281,14 +283,14 @@ def test_rows_of_other_runs_stay():
     new["experiments"] = {"E": {**old["experiments"]["E"], "checked": []}, "F": old["experiments"]["E"]}
     new["experiments"]["E"]["made"] = [{**old["experiments"]["E"]["made"][0], "command": "python y.py"}]
     new["rows"] = rows("vanilla", {1: 9.0, 3: 8.0}, 1.0)
-    merged = results.merge(old, new)
+    merged = language_model_results.merge(old, new)
     bits = {(r["model"], r["seed"]): r["value"] for r in merged["rows"] if r["metric"] == "test_bpc"}
     assert bits["vanilla", 1] == 9.0 and bits["vanilla", 2] == 2.1 and bits["vanilla", 3] == 8.0
     assert bits["whitespaces", 1] == 2.1 and len(bits) == 9
     assert [made["command"] for made in merged["experiments"]["E"]["made"]] == ["python x.py", "python y.py"]
     assert len(merged["experiments"]["E"]["checked"]) == 1 and "F" in merged["experiments"]
-    assert results.merge({}, old) == old
-    again = results.merge(merged, new)
+    assert language_model_results.merge({}, old) == old
+    again = language_model_results.merge(merged, new)
     assert again["rows"] == merged["rows"] and again["experiments"] == merged["experiments"]
 
 

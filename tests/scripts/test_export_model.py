@@ -88,7 +88,7 @@ def test_a_new_training_starts_from_it(exported: tuple[System, Path, Path, Path]
 def test_torch_hub(exported: tuple[System, Path, Path, Path]):
     """These data have no texts (no prepare.json): symbols with spaces are what fairseq's interfaces take then."""
     system, _, _, out = exported
-    if system.user_dir == "skimming":  # see tests/skimming/test_classification_hub.py for one with a tokenizer
+    if system.user_dir == "skimming":  # see tests/skimming/test_hub.py for one with a tokenizer
         with pytest.raises(UserError, match=r"no tokenizer\.json inside"):
             torch.hub.load(str(ROOT), system.user_dir, str(out), source="local")
         return

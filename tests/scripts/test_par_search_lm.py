@@ -16,6 +16,8 @@ from tests.util import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
 import experiment_runs as shared
+import language_model_plan
+import language_model_results
 import par_search_lm as script
 import par_search_page as page
 import par_search_plan as plans
@@ -40,7 +42,8 @@ def arguments(out: Path, data: Path, *flags: str) -> Any:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(results, "draw", lambda command: script_here(command[1], command[2:]))
+    for module in (results, language_model_results):
+        monkeypatch.setattr(module, "draw", lambda code, *words: script_here(str(code), words))
     return stages_here(monkeypatch, stages, shared)
 
 
@@ -175,10 +178,11 @@ def test_data_without_a_dictionary(tmp_path: Path):
 
 def test_the_corpus_is_prepared_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     ran: list[list[str]] = []
-    monkeypatch.setattr(stages, "run", lambda command, *args, **more: ran.append(command[3:]))
+    monkeypatch.setattr(language_model_plan, "run", lambda command, *args, **more: ran.append(command[3:]))
     parse = script.get_parser().parse_args
     for flags in ([], ["--corpus", "pubmed-abstracts", "--keep-case", "--vocab-size", "99"], ["--split", "train=a"]):
-        assert stages.prepare(parse(["--out", str(tmp_path), *flags])) == tmp_path / "data"
+        args = parse(["--out", str(tmp_path), *flags])
+        assert language_model_plan.prepare_data(args, plans.prepare_flags(args)) == tmp_path / "data"
     lower = ["--symbols", "subwords", "--vocab-size", "12000", "--lower-case"]
     assert ran == [
         [*lower, "--corpus", "sotu"],
@@ -277,6 +281,6 @@ def test_rows_of_other_runs_stay():
     old, new = document(), document()
     new["rows"] = [{**row, "value": 1.0} for row in new["rows"] if row["model"] == "par"]
     new["layouts"], new["recipe"] = new["layouts"][2:4], []
-    merged = results.merge(old, new, results.KINDS)
+    merged = language_model_results.merge(old, new, results.KINDS)
     assert len(merged["rows"]) == len(old["rows"]) and len(merged["layouts"]) == 6 and len(merged["recipe"]) == 1
     assert {row["value"] for row in merged["rows"] if row["model"] == "par"} == {1.0}

@@ -37,7 +37,7 @@ def run(capsys: Any, monkeypatch: pytest.MonkeyPatch, *args: object, expect: int
 @pytest.fixture
 def prepare(capsys: Any, monkeypatch: pytest.MonkeyPatch, tokenizer: Path) -> Any:
     def call(*args: object, expect: int = 0) -> str:
-        given = args if "--tokenizer" in args else (*args, "--tokenizer", tokenizer)
+        given = args if {"--tokenizer", "--vocab-size"} & set(args) else (*args, "--tokenizer", tokenizer)
         return run(capsys, monkeypatch, *given, expect=expect)
 
     return call
@@ -405,3 +405,31 @@ def test_the_models_positions_are_told_and_not_exceeded(
     for damaged in ("{", "[]", '{"model": {}}'):
         (tokenizer / "convert.json").write_text(damaged)
         assert "--max-positions 512\n" in prepare(tmp_path / f"data{len(damaged)}", *files)
+
+
+def test_a_tokenizer_trained_on_train(prepare: Any, files: list[str], tmp_path: Path) -> None:
+    out = prepare(tmp_path / "data", *files, "--vocab-size", "270")
+    assert "training sub-words of 270 types" in out and "dictionary: 270 types" in out and "0.000% unknown" in out
+    report = json.loads((tmp_path / "data" / "prepare.json").read_text())
+    assert report["types"] == 270 and report["tokenizer"] == "BPE"
+    subwords = read_subwords(tmp_path / "data")
+    found = [words.split()[1:-1] for words, _ in rows(tmp_path / "data", "train")]
+    assert [subwords.decode(one) for one in found][:3] == list(GOOD)
+    assert "already prepared" in prepare(tmp_path / "data", *files, "--vocab-size", "270")
+    prepare(tmp_path / "again", *files, "--vocab-size", "270")
+    for path in (tmp_path / "data").rglob("*"):
+        if path.is_file() and path.name != "prepare.json":
+            assert path.read_bytes() == (tmp_path / "again" / path.relative_to(tmp_path / "data")).read_bytes()
+    said = prepare(tmp_path / "cased", *files, "--vocab-size", "270", "--case", "cased")
+    assert "dictionary: 270 types" in said
+    for flags, why in (
+        (["--vocab-size", "100"], "--vocab-size 100: must be at least 261"),
+        (["--vocab-size", "270", "--tokenizer", tmp_path], "give --tokenizer or --vocab-size"),
+        (["--vocab-size", "270", "--dict", tmp_path / "x"], "--vocab-size: makes the dictionary"),
+        (["--vocab-size", "270", "--format", "squad"], "--vocab-size: not for --format squad"),
+    ):
+        assert why in prepare(tmp_path / "other", *files, *flags, expect=2)
+    valid = [word.replace("train=", "other=") for word in files]
+    assert "--vocab-size: there is no split named train" in prepare(
+        tmp_path / "other", *valid, "--vocab-size", "270", "--labels", "neg,pos", expect=2
+    )

@@ -178,9 +178,9 @@ def test_a_trained_model_is_not_trained_again_nor_with_other_flags(
 
 
 def test_precision_flags(tmp_path: Path) -> None:
-    assert plan(tmp_path, "--precision", "bf16").precision_flags(True) == ["--cpu", "--cpu-bf16"]
-    assert plan(tmp_path, "--precision", "bf16").precision_flags(False) == ["--cpu"]
-    assert plan(tmp_path, "--precision", "bf16", "--device", "cuda").precision_flags(False) == ["--bf16"]
+    cpu, cuda = (plan(tmp_path, "--precision", "bf16", "--device", device) for device in ("cpu", "cuda"))
+    assert cpu.train_flags("full")[-2:] == ["--cpu", "--cpu-bf16"] and cpu.decoding_flags == ["--cpu"]
+    assert cuda.train_flags("full")[-1] == "--bf16" and cuda.decoding_flags == ["--bf16"]
 
 
 def test_documents_are_limited_without_touching_what_is_there(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """scripts/report.py on a tiny real run, and the shell scripts' manners."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -110,6 +111,29 @@ def test_quickstart_tells_its_flags_and_refuses_others():
         refused = shell(script, *args)
         assert refused.returncode == 2 and not refused.stdout, args
         assert refused.stderr.startswith(f"error: {message}") and refused.stderr.count("\n") == 1
+
+
+def test_quickstart_shows_the_pretrained_models_first(tmp_path: Path):
+    """With a stand-in for python: what is there, what is not, and what fails."""
+    text = (ROOT / "scripts" / "quickstart.sh").read_text()
+    order = text[text.index("\nsetup\n") :].split()
+    assert order[:4] == ["setup", "pretrained", "prepare", "train"]
+    stages = re.findall(r'^ +say "(\d)/(\d) ', text, re.MULTILINE)
+    assert stages == [(str(number), "7") for number in range(1, 8)]
+    function = text[text.index("pretrained() {") : text.index("prepare() {")]
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    program = f'set -euo pipefail\ncd {tmp_path}\nsay() {{ echo "$*"; }}\n{function}\npretrained\necho after'
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    for status, there, said in ((0, False, "none here"), (0, True, "Made from scratch"), (2, True, "going on without")):
+        python.write_text(f"#!/bin/sh\necho ran $*\nexit {status}\n")
+        python.chmod(0o755)
+        if there:
+            (tmp_path / "pretrained" / "skimming").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "pretrained" / "skimming" / "model.safetensors").touch()
+        done = shell("-c", program, env=env)
+        assert done.returncode == 0 and done.stdout.endswith("after\n"), done.stderr
+        assert said in done.stdout + done.stderr and ("ran scripts/try_pretrained.py" in done.stdout) == there
 
 
 def clone(folder: Path) -> Path:

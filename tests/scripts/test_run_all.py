@@ -1,6 +1,5 @@
 """All benchmarks by one command: what the page shows, and what happens when one of them fails."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,13 +9,10 @@ import pytest
 
 from fairseq_efficient.report import benches
 from fairseq_efficient.report.page import render
-from tests.util import ROOT, error_line, run_cli
+from tests.util import ROOT, error_line, load_script, run_cli
 
 SCRIPT = ROOT / "scripts" / "bench" / "run_all.py"
-_spec = importlib.util.spec_from_file_location("bench_run_all", SCRIPT)
-assert _spec is not None and _spec.loader is not None
-script = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(script)
+script = load_script(SCRIPT)
 
 WRITES = """
 import json, sys

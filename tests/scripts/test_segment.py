@@ -41,7 +41,7 @@ def test_standard_input_and_cleaning(checkpoint: Path):
     [
         (("--clean", "xx"), "xx"),
         (("--tokens-per-sample", "0"), "--tokens-per-sample 0: must be at least 1"),
-        (("--input", "no/file"), "--input no/file: No such file"),
+        (("--input", "no/file"), "no/file: No such file"),
         (("--data", "no/folder"), "no/folder"),
     ],
 )
@@ -55,6 +55,6 @@ def test_text_that_is_not_utf8_and_a_missing_checkpoint(checkpoint: Path, tmp_pa
     (tmp_path / "text").write_bytes(b"abc\nde\xff\n")
     given = ["--cpu", "--input", str(tmp_path / "text")]
     output = run_cli("scripts/segment.py", [str(checkpoint), *given], expect=2)
-    assert f"{tmp_path / 'text'}:2: not UTF-8 (byte 3 of the line)" in error_line(output)
+    assert f"{tmp_path / 'text'}:2: not UTF-8 (byte 0xff at column 3)" in error_line(output)
     missing = run_cli("scripts/segment.py", [str(tmp_path / "none.pt"), *given], expect=2)
     assert "none.pt: no such file" in error_line(missing)

@@ -71,8 +71,8 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             record.save(kept["record_file"])
         return Ran(2.0, 300.0, 0)
 
-    monkeypatch.setattr(stages, "run", run)
-    monkeypatch.setattr(runs, "run", run)
+    for module in (runs, stages):
+        monkeypatch.setattr(module, "run", run)
     monkeypatch.setitem(plans.CORPORA, "imdb", replace(plans.CORPORA["imdb"], holdout=10))
     return ran
 
@@ -147,7 +147,8 @@ def plan_of(tmp_path: Path, *flags: str) -> plans.Plan:
     start.mkdir(exist_ok=True)
     (start / "convert.json").write_text(json.dumps({"flags": "--arch skim_minilm_l6 --max-positions 512"}))
     args = script.get_parser().parse_args(["--out", str(tmp_path), "--model", str(start), *TINY, *flags])
-    return plans.Plan(args, start)
+    models = [plans.parse_model(name) for name in ("dense", "lambda0.25", "target0.3", "lambda1")]
+    return plans.Plan(args, start, models)
 
 
 def data_of(tmp_path: Path, name: str = "imdb") -> plans.Data:
@@ -180,6 +181,24 @@ def test_flags_of_the_models(tmp_path: Path):
     cold = plan_of(tmp_path, "--start", "model", "--distill-weight", "0").run(data, plans.parse_model("lambda1"), 1)
     assert dict(pairwise(cold.watch_flags))["--finetune-from-model"].endswith("model/model.pt")
     assert "--skim-teacher" not in cold.watch_flags
+
+
+def test_each_model_can_go_on_from_the_one_before(tmp_path: Path):
+    plan = plan_of(tmp_path, "--start", "previous", "--attention-dropout", "0")
+    data = data_of(tmp_path)
+    for split in ("train", "valid"):
+        (data.folder / "input0").mkdir(exist_ok=True)
+        (data.folder / "input0" / f"{split}.idx").write_bytes(b"MMIDIDX\0\0" + bytes(16 + 64))
+    every = [plan.run(data, model, 1) for model in plan.models]
+    started = [dict(pairwise(one.watch_flags))["--finetune-from-model"] for one in every]
+    assert started == [str(plan.start / "model.pt"), *(str(one.checkpoint) for one in every[:-1])]
+    assert all(dict(pairwise(one.train_flags))["--attention-dropout"] == "0.0" for one in every)
+    assert {dict(pairwise(one.watch_flags)).get("--skim-teacher") for one in every[1:]} == {str(every[0].checkpoint)}
+    seeds = [dict(pairwise(one.train_flags))["--seed"] for one in every]  # of the order of texts
+    assert seeds == ["1", "1", *(str(1 + 1000 * later) for later in range(1, len(every) - 1))]
+    prints = [json.dumps(one.fingerprint) for one in every]
+    assert prints[1] != prints[2] and all("lambda0.25" not in text for text in prints)
+    assert all(flag in prints[3] for flag in ("--skim-target-ratio", "0.25"))  # what it comes from, all the way back
 
 
 def test_what_is_prepared(tmp_path: Path):
@@ -216,6 +235,7 @@ def test_what_is_prepared(tmp_path: Path):
         (["--data", "rte=a", "--models", "target1.5"], "--models target1.5: expected"),
         (["--data", "rte=a", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["--data", "rte=a", "--warmup", "1"], "--warmup 1.0: must be at least 0"),
+        (["--data", "rte=a", "--attention-dropout", "1"], "--attention-dropout 1.0: must be at least 0"),
         (["--data", "rte=a", "--time-batches", "1,x"], "--time-batches 1,x: not a comma list"),
         (["--data", "rte=a", "--seeds", "x"], "--seeds x: not a comma list"),
         (["--data", "rte=a", "--publish", "--results", "x"], "give --results or --publish"),

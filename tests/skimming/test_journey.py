@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fairseq_efficient.checkpoints import read_checkpoint
-from skimming.classification_hub import Classifier
+from skimming.hub import Classifier
 from tests.bert_reference import write_bert
 from tests.squad_data import prepared, random_squad
 from tests.util import ROOT, run_cli, run_in_process

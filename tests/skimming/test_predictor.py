@@ -5,8 +5,10 @@ import re
 
 import pytest
 import torch
+from torch import Tensor
 
 from fairseq_efficient.errors import UserError
+from skimming import encoder as encoder_module
 from skimming.config import ARCHITECTURES, SkimRobertaConfig
 from skimming.criterion import SkimSentencePredictionConfig
 from skimming.options import parse_layers, skim_options
@@ -67,6 +69,51 @@ def test_decisions():
     assert decide(logits, sample=True).requires_grad
 
 
+def test_training_without_noise_decides_as_evaluation():
+    logits = torch.randn(50, 7, 2).round().requires_grad_()  # with ties
+    made = decide(logits, True, 0.7, 0.0, 0.0)
+    assert torch.equal(made, decide(logits, False)) and not made.eq(1).all() and not made.eq(0).all()
+    made.sum().backward()
+    soft = torch.softmax(logits.detach() / 0.7, -1)[..., 1]
+    expected = soft * (1 - soft) / 0.7
+    assert logits.grad is not None
+    assert_close(logits.grad, torch.stack([-expected, expected], -1))
+
+
+@pytest.mark.parametrize("gap", [-1.0, 2.0])
+def test_noise_is_scaled(gap: float):
+    """Gumbel noise of scale s keeps a token with the probability of its logits divided by s."""
+    draws = 100_000
+    logits = torch.tensor([0.0, gap]).expand(draws, -1)
+    share, expected = decide(logits, True, 1.0, 0.0, 0.5).mean(), torch.tensor(gap / 0.5).sigmoid()
+    assert abs(float(share - expected)) <= 4 * float((expected * (1 - expected) / draws).sqrt())
+
+
+def test_noise_falls_with_the_updates(monkeypatch: pytest.MonkeyPatch):
+    """To 0 and no further, by fairseq's count of updates, in training alone."""
+    given = []
+
+    def decided(logits: Tensor, sample: bool, tau: float, threshold: float, noise: float) -> Tensor:
+        given.append(noise)
+        return decide(logits, sample, tau, threshold, noise)
+
+    monkeypatch.setattr(encoder_module, "decide", decided)
+    tokens = torch.tensor([[BOS, 5, 6, 7, EOS]])
+    model = build(skim_noise=0.8, skim_noise_updates=10, skim_inference="masked").train()
+    given.clear()
+    model(tokens)
+    for updates in (5, 10, 500, 0):
+        model.set_num_updates(updates)
+        model(tokens)
+    layers = len(model.encoder.sentence_encoder.layers)
+    assert given[::layers] == pytest.approx([0.8, 0.4, 0.0, 0.0, 0.8])
+    given.clear()
+    model.set_num_updates(500)
+    assert build(skim_noise=0.0).encoder.sentence_encoder.noise == 0
+    model.eval()(tokens)
+    assert set(given) == {1.0}  # --skim-eval-sample draws as published
+
+
 @pytest.mark.parametrize("gap", [-3.0, 0.0, 1.5, 4.0])
 @pytest.mark.parametrize("tau", [0.2, 1.0, 3.0])
 def test_p6_a_token_stays_with_the_probability_of_its_logits(gap: float, tau: float):
@@ -107,7 +154,8 @@ def test_layers(text: str, layers: tuple[int, ...]):
 def test_new_models_are_as_published_but_for_what_is_said():
     """Defaults: flags that bring the published behaviour back are off, all others are the paper's."""
     model = {
-        "skim_predictor_dim": 0, "skim_init_bias": 5.0, "skim_tau": 1.0, "skim_attn": "renorm", "skim_protect": "cls",
+        "skim_predictor_dim": 0, "skim_init_bias": 5.0, "skim_tau": 1.0, "skim_noise": 1.0,
+        "skim_noise_updates": 0, "skim_attn": "renorm", "skim_protect": "cls",
         "skim_layers": "all", "skim_inference": "auto", "skim_backend": "auto", "skim_threshold": 0.0,
         "skim_compact_threshold": 0.0, "skim_eval_sample": False, "skim_norm": "real", "skim_lr_scale": 1.0,
         "layer_norm_eps": 1e-5, "num_segments": 0,
@@ -133,6 +181,8 @@ def test_new_models_are_as_published_but_for_what_is_said():
         ({"skim_tau": 0.0}, "--skim-tau 0.0: must be greater than 0"),
         ({"skim_lr_scale": 0.0}, "--skim-lr-scale 0.0: must be greater than 0"),
         ({"skim_tau": float("nan")}, "--skim-tau nan: must be greater than 0"),
+        ({"skim_noise": -1.0}, "--skim-noise -1.0: must not be negative"),
+        ({"skim_noise_updates": -5}, "--skim-noise-updates -5: must not be negative"),
         ({"layer_norm_eps": 0.0}, "--layer-norm-eps 0.0: must be greater than 0"),
         ({"skim_predictor_dim": -1}, "--skim-predictor-dim -1: must not be negative"),
         ({"num_segments": -2}, "--num-segments -2: must not be negative"),

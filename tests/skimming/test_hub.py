@@ -15,8 +15,8 @@ import torch
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.hub.folders import export
-from skimming.classification_hub import Classifier
-from skimming.inspection import as_json, inspect
+from skimming.hub import Classifier
+from skimming.inspection import inspect
 from skimming.model import SkimRobertaModel
 from tests.fairseq_efficient.test_text_subwords import write_vocabulary
 from tests.skimming.helpers import config
@@ -287,7 +287,7 @@ def test_inspection(single: Path, pairs: Path, mode: str) -> None:
         assert share == pytest.approx(entered / len(found.tokens))
     (prediction,) = classifier.predict([(text,)])
     assert found.prediction.probabilities == pytest.approx(prediction.probabilities, abs=1e-5)
-    assert json.loads(json.dumps(as_json(found)))["tokens"][0]["text"] == "<s>"
+    assert found.tokens[0].text == "<s>"
     (found,) = inspect(Classifier.load(pairs, overrides={"skim_inference": mode}), [("good film", "a play")])
     assert [(token.text, token.part) for token in found.tokens] == [
         ("<s>", None), ("good", 0), ("film", 0), ("</s>", None), ("</s>", None), ("a", 1), ("play", 1), ("</s>", None),

@@ -1,0 +1,67 @@
+"""R18: ``scripts/soak.py`` finds that memory and files stay flat, and finds when they do not."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.reliability.figures import Record
+from tests.util import ROOT, error_line, run_cli, run_here
+
+SCRIPT = "scripts/soak.py"
+sys.path.insert(0, str(ROOT / "scripts"))
+import soak  # noqa: E402
+
+sys.path.remove(str(ROOT / "scripts"))
+
+
+def watched(megabytes: list[float], files: list[int]) -> dict[str, Any]:
+    found = soak.Watched("a", "training")
+    found.megabytes, found.files = megabytes, files
+    found.seconds = [60.0 * number for number in range(len(files))]
+    return dict(found.summary())
+
+
+def test_growth_is_found():
+    flat, leak = [100.0] * 30, [100.0 + 2 * n for n in range(30)]
+    assert not soak.grew(watched(flat, [9] * 30), 1.0)
+    assert watched(leak, [9] * 30)["mb_per_minute"] == pytest.approx(2, rel=0.1)
+    assert soak.grew(watched(leak, [9] * 30), 1.0) and not soak.grew(watched(leak, [9] * 30), 3.0)
+    assert soak.grew(watched(flat, [*[9] * 20, *[12] * 10]), 1.0)
+    assert not soak.grew(watched(flat, [*[9] * 20, *[9, 12] * 5]), 1.0)  # open for a moment
+    warm = [10.0 * n for n in range(10)] + [100.0] * 20  # a warm-up is no growth, nor is one high step
+    assert not soak.grew(watched([*warm[:-1], 500.0], [9] * 30), 1.0)
+
+
+def test_mistakes_are_one_line(tmp_path: Path):
+    for more, message in (
+        (["--minutes", "0"], "--minutes 0.0: must be greater than 0"),
+        (["--systems", "x"], "--systems x: not one of deep_pyramidion"),
+        (["--json", str(tmp_path / "no" / "x")], "no such folder"),
+    ):
+        status, output = run_here(SCRIPT, more)
+        assert status == 2 and message in error_line(output)
+
+
+def test_r18_a_minute_is_flat(tmp_path: Path, figure: Record):
+    """One system, a fifth of a minute; the limit is wide, because so short a time measures the allocator too."""
+    soaked(tmp_path, figure, "adaptive_span", 0.2, 100.0)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1500)
+def test_r18_ten_minutes_are_flat(tmp_path: Path, figure: Record):
+    soaked(tmp_path, figure, "deep_pyramidion,dynamic_pooling,skimming,par_search,adaptive_span", 10, 4.0)
+
+
+def soaked(folder: Path, figure: Record, systems: str, minutes: float, limit: float) -> None:
+    flags = ["--minutes", str(minutes), "--systems", systems, "--limit", str(limit), "--json", str(folder / "x.json")]
+    output = run_cli(str(ROOT / SCRIPT), flags, timeout=minutes * 60 + 400)
+    assert "GREW" not in output
+    found = json.loads((folder / "x.json").read_text())["processes"]
+    assert len(found) == 2 * len(systems.split(",")) and all(one["samples"] >= 9 for one in found)
+    figure("R18", "minutes watched", round(sum(one["minutes"] for one in found), 1))
+    figure("R18", "MB a minute, at most", max(one["mb_per_minute"] for one in found), largest=True)
+    figure("R18", "open files more, at most", max(one["files_growth"] for one in found), largest=True)

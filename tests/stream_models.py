@@ -1,0 +1,86 @@
+"""What the tests of language models with memory share: tiny vocabularies, streams in blocks, and fairseq's commands."""
+
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import Dictionary
+from torch import Tensor
+
+from tests.util import ROOT, run_in_process
+
+
+def dictionary(words: int = 30) -> Dictionary:
+    found = Dictionary()
+    for number in range(words):
+        found.add_symbol(f"w{number}", n=words - number)
+    return found
+
+
+def task(words: int = 30) -> SimpleNamespace:
+    return SimpleNamespace(source_dictionary=dictionary(words), target_dictionary=dictionary(words))
+
+
+def tokens(rows: int = 2, count: int = 12, seed: int = 1) -> Tensor:
+    torch.manual_seed(seed)
+    return torch.randint(4, 34, (rows, count))
+
+
+def blockwise(model: Any, stream: Tensor, sizes: list[int], **more: Any) -> Tensor:
+    """Outputs (B, N, .) of a stream read in blocks of ``sizes``, memory going from one to the next."""
+    memory, parts, place = None, [], 0
+    for size in sizes:
+        out, extra = model.decoder(stream[:, place : place + size], memory=memory, **more)
+        memory, place = extra["memory"], place + size
+        parts.append(out)
+    return torch.cat(parts, 1)
+
+
+# --- trained models, by their folders --------------------------------------------------------------------------------
+
+
+def last(folder: Path) -> str:
+    return str(folder / "checkpoint_last.pt")
+
+
+def common(package: str, data: Path, folder: Path) -> list[str]:
+    """Arguments of every tool that reads a trained model."""
+    user_dir = str(ROOT / package)
+    flags = ["--task", "segment_lm", "--path", last(folder), "--cpu", "--num-workers", "0"]
+    return [str(data), "--user-dir", user_dir, *flags]
+
+
+def load(data: Path, folder: Path, **changes: Any) -> tuple[Any, Tensor]:
+    """(model, tokens of the test split)."""
+    overrides = {"data": str(data), **changes}
+    models, _, loaded = checkpoint_utils.load_model_ensemble_and_task([last(folder)], overrides)
+    loaded.load_dataset("test")
+    stream = loaded.dataset("test").stream
+    return models[0].eval(), torch.from_numpy(stream.slice(0, len(stream)))
+
+
+@torch.no_grad()
+def bits_by_hand(model: Any, stream: Tensor, block: int, length: int | None = None) -> float:
+    """Bits per token of one lane, by full distributions."""
+    total, memory = 0.0, None
+    for start in range(0, len(stream) - 1, block):
+        end = min(start + block, len(stream) - 1)
+        output, extra = model.decoder(stream[None, start:end], memory=memory, memory_length=length)
+        memory = extra["memory"]
+        log_probs = model.get_normalized_probs((output, extra), log_probs=True)[0].double()
+        total -= float(log_probs.gather(1, stream[start + 1 : end + 1, None]).sum())
+    return total / (len(stream) - 1) / math.log(2)
+
+
+def eval_lm(package: str, data: Path, folder: Path, *more: Any) -> tuple[float, float, int]:
+    """Bits, perplexity, tokens."""
+    flags = ("--gen-subset", "test", "--log-format", "none", *map(str, more))
+    output = run_in_process("eval_lm", [*common(package, data, folder), *flags])
+    loss = re.search(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)", output)
+    counted = re.search(r"Evaluated ([\d,]+) tokens", output)
+    assert loss is not None and counted is not None, output
+    return float(loss[1]), float(loss[2]), int(counted[1].replace(",", ""))
