@@ -54,12 +54,12 @@ def common(package: str, data: Path, folder: Path) -> list[str]:
     return [str(data), "--user-dir", user_dir, *flags]
 
 
-def load(data: Path, folder: Path, **changes: Any) -> tuple[Any, Tensor]:
-    """(model, tokens of the test split)."""
+def load(data: Path, folder: Path, split: str = "test", **changes: Any) -> tuple[Any, Tensor]:
+    """(model, tokens of a split)."""
     overrides = {"data": str(data), **changes}
     models, _, loaded = checkpoint_utils.load_model_ensemble_and_task([last(folder)], overrides)
-    loaded.load_dataset("test")
-    stream = loaded.dataset("test").stream
+    loaded.load_dataset(split)
+    stream = loaded.dataset(split).stream
     return models[0].eval(), torch.from_numpy(stream.slice(0, len(stream)))
 
 

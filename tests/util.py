@@ -423,14 +423,9 @@ def refused(tool: str, args: Sequence[str]) -> str:
 
 
 def losses(output: str) -> dict[int, str]:
-    """update -> training loss as printed, from a log of :func:`train_args`."""
-    found = {}
-    for line in output.splitlines():
-        start = line.find("{")
-        if "train_inner" in line and start >= 0:
-            values = json.loads(line[start:])
-            found[int(values["num_updates"])] = values["loss"]
-    return found
+    """update -> training loss as printed, from a log of :func:`train_args`, with or without the names of loggers."""
+    found = (json.loads(line[line.index("{") :]) for line in output.splitlines() if '"gnorm"' in line)
+    return {int(values["num_updates"]): values["loss"] for values in found if "loss" in values}
 
 
 def assert_same_training(one: Path, other: Path, position: bool = True) -> None:
