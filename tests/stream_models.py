@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,3 +85,32 @@ def eval_lm(package: str, data: Path, folder: Path, *more: Any) -> tuple[float, 
     counted = re.search(r"Evaluated ([\d,]+) tokens", output)
     assert loss is not None and counted is not None, output
     return float(loss[1]), float(loss[2]), int(counted[1].replace(",", ""))
+
+
+def check_greedy_generation(
+    package: str, data: Path, folder: Path, length: int, best: Callable[..., list[int]]
+) -> None:
+    """fairseq-generate --beam 1 goes on from each block's first tokens as ``best(model, prompt, length, eos)`` does."""
+    model, stream = load(data, folder)
+    flags = ("--gen-subset", "test", "--batch-size", "2", "--prefix-size", "7", "--max-len-b", str(length), "--beam",
+             "1", "--tokens-per-sample", "50")  # fmt: skip
+    output = run_in_process("generate", [*common(package, data, folder), *flags])
+    found = dict(re.findall(r"^H-(\d+)\t\S+\t(.*)$", output, re.MULTILINE))
+    assert len(found) == 4
+    words = model.decoder.dictionary
+    for number, line in found.items():
+        start = 50 * int(number) + 1  # a block's target
+        prompt = stream[start : start + 7].tolist()
+        prompt = prompt[: prompt.index(words.eos())] if words.eos() in prompt else prompt
+        expected = [token for token in best(model, prompt, length, words.eos()) if token != words.eos()]
+        assert line.split()[:length] == [words[token] for token in expected][: len(line.split())]
+
+
+def check_interactive(package: str, data: Path, folder: Path, prompts: Path, *more: str) -> None:
+    """fairseq-interactive goes on from what each line says."""
+    prompts.write_text("a b c d e\na b\n", encoding="utf-8")
+    flags = ("--input", str(prompts), "--max-len-b", "20", "--buffer-size", "2", *more)
+    output = run_in_process("interactive", [*common(package, data, folder), *flags])
+    found = re.findall(r"^H-(\d)\t\S+\t(.*)$", output, re.MULTILINE)
+    assert {number for number, _ in found} == {"0", "1"}
+    assert all(text.startswith("a b c d e" if number == "0" else "a b") for number, text in found)

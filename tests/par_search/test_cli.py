@@ -18,7 +18,7 @@ import par_search  # noqa: F401  (registers)
 from fairseq_efficient.checkpoints import read_checkpoint
 from par_search.config import ARCHITECTURES
 from tests import stream_models
-from tests.stream_models import bits_by_hand, last, load
+from tests.stream_models import bits_by_hand, check_greedy_generation, check_interactive, last, load
 from tests.util import ROOT, assert_close, error_line, refused, run_cli, run_in_process
 
 USER_DIR = ("--user-dir", str(ROOT / "par_search"))
@@ -129,19 +129,7 @@ def greedy(model: Any, prompt: list[int], count: int, eos: int) -> list[int]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_generation_is_greedy_search_with_memory(trained: dict[str, Path], stream_data: Path, name: str):
-    model, tokens = load(stream_data, trained[name])
-    flags = ("--gen-subset", "test", "--batch-size", "2", "--prefix-size", "7", "--max-len-b", "24", "--beam", "1",
-             "--tokens-per-sample", "50")  # fmt: skip
-    output = run_in_process("generate", [*common(stream_data, trained[name]), *flags])
-    found = dict(re.findall(r"^H-(\d+)\t\S+\t(.*)$", output, re.MULTILINE))
-    assert len(found) == 4
-    words = model.decoder.dictionary
-    for number, line in found.items():
-        start = 50 * int(number) + 1  # a block's target
-        prompt = tokens[start : start + 7].tolist()
-        prompt = prompt[: prompt.index(words.eos())] if words.eos() in prompt else prompt
-        expected = [token for token in greedy(model, prompt, 24, words.eos()) if token != words.eos()]
-        assert line.split()[:24] == [words[token] for token in expected][: len(line.split())]
+    check_greedy_generation("par_search", stream_data, trained[name], 24, greedy)
 
 
 def test_generation_remembers_as_much_as_asked(trained: dict[str, Path], stream_data: Path):
@@ -160,13 +148,7 @@ def test_generation_remembers_as_much_as_asked(trained: dict[str, Path], stream_
     "more", [("--beam", "3"), ("--beam", "2", "--nbest", "2", "--sampling")], ids=["beam", "sampling"]
 )
 def test_interactive(trained: dict[str, Path], stream_data: Path, tmp_path: Path, name: str, more: tuple[str, ...]):
-    lines = tmp_path / "prompts.txt"
-    lines.write_text("a b c d e\na b\n", encoding="utf-8")
-    flags = ("--input", str(lines), "--max-len-b", "20", "--buffer-size", "2", *more)
-    output = run_in_process("interactive", [*common(stream_data, trained[name]), *flags])
-    found = re.findall(r"^H-(\d)\t\S+\t(.*)$", output, re.MULTILINE)
-    assert {number for number, _ in found} == {"0", "1"}
-    assert all(text.startswith("a b c d e" if number == "0" else "a b") for number, text in found)
+    check_interactive("par_search", stream_data, trained[name], tmp_path / "prompts.txt", *more)
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------
