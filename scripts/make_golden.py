@@ -26,9 +26,10 @@ from fairseq_efficient.checkpoints import atomic_save, read_checkpoint
 from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.tensor_files import tensor_file
 from fairseq_efficient.text.prepared import staging
+from tests.made_data import make_pair_data, make_sentence_data, make_stream_data
 from tests.reliability import golden
 from tests.squad_data import prepared, random_squad
-from tests.util import make_pair_data, make_sentence_data, make_stream_data, run_in_process, train_args
+from tests.util import run_in_process, train_args
 
 MAKE: dict[str, Callable[[Path], Path]] = {
     "pairs": make_pair_data,

@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fairseq_efficient.bench.machine import provenance, this_command
 from fairseq_efficient.bench.rows import check_writable
 from fairseq_efficient.errors import UserError, run_main
+from tests.made_data import make_pair_data, make_sentence_data, make_stream_data
 from tests.reliability.systems import MAIN_SYSTEMS
-from tests.util import System, make_pair_data, make_sentence_data, make_stream_data, train_args
+from tests.util import System, train_args
 
 MAKE: dict[str, Callable[[Path], Any]] = {"pairs": make_pair_data, "sentences": make_sentence_data}
 ENDLESS = ("--max-update", str(10**9), "--save-interval-updates", "20", "--keep-interval-updates", "2",

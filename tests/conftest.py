@@ -13,13 +13,16 @@ from hypothesis import settings
 
 import tests.quick  # noqa: F401  (makes fairseq's commands start sooner)
 from fairseq_efficient.compat import NOISE
+from tests.made_data import make_pair_data, make_sentence_data, make_stream_data
 from tests.reliability import figures
 from tests.reliability.figures import figure, pytest_addoption  # noqa: F401
-from tests.util import make_pair_data, make_sentence_data, make_stream_data
 
 settings.register_profile("full", max_examples=2000, deadline=None)
 # files, by how long they take
-LONGEST = ("test_readmes", "test_resume", "test_ranks", "test_saving", "test_mistakes", "test_soak", "test_cli")
+LONGEST = (
+    "test_readmes", "test_resume", "test_ranks", "test_saving", "test_mistakes", "test_soak", "test_cli",
+    "test_dense_relatives", "test_squad_cli",
+)  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:

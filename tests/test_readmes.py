@@ -29,7 +29,7 @@ NOT_RUN = {  # start of a command -> why it is not run here
     "torchrun": "needs several machines; tests/test_ddp.py and tests/reliability/test_ranks.py start ranks",
     "fairseq-train DATA ... --cpu": "a pattern; tests/test_ddp.py starts such ranks",
     "python scripts/convert/from_huggingface.py bert-base-uncased": "needs BERT; as in skimming/README.md",
-    "python scripts/prepare_classification.py data/rte": "needs GLUE; test_prepare_classification.py has it",
+    "python scripts/prepare_classification.py data/rte": "needs GLUE; test_prepare_classification_sources.py has it",
 }
 ELSEWHERE = {  # a document -> why its commands are not run here
     "docs/migrating.md": "published settings, at their sizes; tests/test_docs.py parses them",

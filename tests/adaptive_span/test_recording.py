@@ -11,7 +11,8 @@ from fairseq.data import Dictionary
 from adaptive_span.original import config_from_weights, decoder_from_original, model_from_original, rename
 from adaptive_span.recording import CHECKS
 from fairseq_efficient.errors import UserError
-from tests.util import ROOT, assert_close, error_line, make_stream_data, run_cli, run_in_process
+from tests.made_data import make_stream_data
+from tests.util import ROOT, assert_close, error_line, run_cli, run_in_process
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 RECORDINGS = sorted(FIXTURES.glob("adaptive_span_*.pt"))

@@ -389,15 +389,3 @@ def test_repeated_ngrams_are_blocked(size: int):
         if step < longest:
             tokens[:, step + 1] = torch.randint(3, vocab, (rows,), generator=draw)
     assert blocked
-
-
-def test_no_batch_is_dropped_and_empty_splits_do_not_crash():
-    from fairseq.data import data_utils
-
-    sizes = np.arange(1, 21)
-    for multiple in (1, 3, 8):
-        batches = data_utils.batch_by_size(
-            np.arange(20), lambda i: int(sizes[i]), sizes, max_sentences=8, required_batch_size_multiple=multiple
-        )
-        assert np.concatenate(batches).tolist() == list(range(20))
-    assert data_utils.batch_by_size(np.arange(0), lambda i: 1, max_sentences=8, required_batch_size_multiple=8) == []

@@ -1,16 +1,17 @@
-"""Data that stock fairseq trips over are told in one line: dictionaries, splits, labels, scores."""
+"""Data that stock fairseq trips over are told in one line: dictionaries, splits, labels, scores; no batch is lost."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fairseq.data import Dictionary
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 
 from fairseq_efficient import compat
 from fairseq_efficient.errors import UserError
-from tests.util import make_sentence_data
+from tests.made_data import make_sentence_data
 
 compat.apply()
 
@@ -116,3 +117,15 @@ def test_scores(sentence_data: Path, tmp_path: Path, line: str, classes: int, wh
     path.write_bytes(b"caf\xe9\n" * 16)
     with pytest.raises(UserError, match=rf"^{path}:1: 'caf\ufffd' is not"):
         task.load_dataset("valid")
+
+
+def test_no_batch_is_dropped_and_empty_splits_do_not_crash():
+    from fairseq.data import data_utils
+
+    sizes = np.arange(1, 21)
+    for multiple in (1, 3, 8):
+        batches = data_utils.batch_by_size(
+            np.arange(20), lambda i: int(sizes[i]), sizes, max_sentences=8, required_batch_size_multiple=multiple
+        )
+        assert np.concatenate(batches).tolist() == list(range(20))
+    assert data_utils.batch_by_size(np.arange(0), lambda i: 1, max_sentences=8, required_batch_size_multiple=8) == []

@@ -13,7 +13,8 @@ from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.subwords import read_subwords
 from tests.bert_reference import write_bert
 from tests.fairseq_efficient.test_text_subwords import write_bytes_bpe, write_vocabulary
-from tests.util import ROOT, error_line, make_pair_data, run_cli, run_in_process
+from tests.made_data import make_pair_data
+from tests.util import ROOT, error_line, run_cli, run_in_process
 
 assert fairseq_efficient.plugin.wordpiece  # registered
 

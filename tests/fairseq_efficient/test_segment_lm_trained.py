@@ -15,9 +15,10 @@ from fairseq.utils import import_user_module
 
 from fairseq_efficient.errors import UserError
 from tests.fairseq_efficient.segment_models import MEMORY, PLUGIN, TOKENS, args, nll, train
+from tests.made_data import make_stream_data
 from tests.ranks import two_ranks
 from tests.stream_models import bits_by_hand, common, eval_lm, last, load
-from tests.util import ROOT, assert_close, make_stream_data, run_in_process
+from tests.util import ROOT, assert_close, run_in_process
 
 
 @pytest.fixture(scope="module", autouse=True)

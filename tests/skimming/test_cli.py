@@ -1,6 +1,5 @@
 """The commands that users type: train, validate and their overrides; pairs, regression, two ranks, yaml, mistakes."""
 
-import json
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -13,53 +12,21 @@ from fairseq import checkpoint_utils
 from fairseq_efficient.checkpoints import read_checkpoint
 from fairseq_efficient.errors import UserError
 from skimming.config import ARCHITECTURES
+from tests.made_data import make_sentence_data
+from tests.skimming.commands import RESET, STOCK, TINY, USER_DIR, train, train_log, valid_log, validate
 from tests.skimming.helpers import HEAD, teach_to_skip
 from tests.util import (
     ROOT,
-    SKIM,
     Command,
     System,
     assert_close,
     error_line,
     free_port,
-    make_sentence_data,
     refused,
     run_cli,
     run_in_process,
     train_args,
 )
-
-USER_DIR = ("--user-dir", str(ROOT / "skimming"))
-RESET = ("--reset-optimizer", "--reset-dataloader", "--reset-meters", "--reset-lr-scheduler")
-STOCK = ("--encoder-layers", "2", "--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32",
-         "--encoder-attention-heads", "2", "--dropout", "0.1")  # fmt: skip
-TINY = System("skimming", "skim_roberta_tiny", (*SKIM, "--skim-init-bias", "1", "--dropout", "0.1"), "sentences")
-
-
-def train(data: Path, folder: Path, *more: str, arch: str = "skim_roberta_tiny", tool: Any = run_in_process) -> str:
-    system = System("skimming", arch, TINY.flags, "sentences")
-    return str(tool("train", train_args(data, folder, system, *more)))
-
-
-def valid_log(output: str, prefix: str = "valid_") -> dict[str, float]:
-    """The last line of validation figures, without ``prefix``."""
-    lines = [line[line.index("{") :] for line in output.splitlines() if f'"{prefix}loss"' in line]
-    found = json.loads(lines[-1])
-    return {key[len(prefix) :]: float(value) for key, value in found.items() if key.startswith(prefix) and value}
-
-
-def train_log(output: str) -> list[dict[str, str]]:
-    lines = [line for line in output.splitlines() if '"update": ' in line and '"loss": ' in line]
-    return [json.loads(line[line.index("{") :]) for line in lines]
-
-
-def validate(data: Path, path: Path, *more: str, subset: str = "valid") -> dict[str, float]:
-    output = run_in_process(
-        "validate",
-        [str(data), *USER_DIR, "--task", "sentence_prediction", "--path", str(path), "--valid-subset", subset, "--cpu",
-         "--batch-size", "5", "--num-workers", "0", "--log-format", "json", *more]
-    )  # fmt: skip
-    return valid_log(output, f"{subset}_")
 
 
 @pytest.fixture(scope="module")
@@ -197,30 +164,7 @@ def test_regression(tmp_path: Path):
     assert abs(found["loss"] - validate(data, tmp_path / "checkpoint_last.pt")["loss"]) < 1e-3
 
 
-# --- checkpoints of relatives -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def vanilla(sentence_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """fairseq's RoBERTa, fine-tuned by fairseq's criterion."""
-    folder = tmp_path_factory.mktemp("vanilla")
-    args = train_args(sentence_data, folder, System("skimming", "roberta", STOCK, "sentences"), "--max-update", "10")
-    run_in_process("train", [*args, "--criterion", "sentence_prediction"])
-    return folder / "checkpoint_last.pt"
-
-
-def test_a_vanilla_roberta_starts_a_skimming_one(vanilla: Path, sentence_data: Path, tmp_path: Path):
-    """By --restore-file; before any update its accuracy and loss are the vanilla model's."""
-    expected = validate(sentence_data, vanilla)
-    start = ("--restore-file", str(vanilla), *RESET, "--skim-init-bias", "5")
-    output = train(sentence_data, tmp_path, *start, "--max-update", "1", "--lr", "0", "--skim-lambda", "0")
-    found = valid_log(output)
-    assert "no skim predictor for layer 0, 1: starts new" in output
-    assert found["keep_ratio"] == 1.0
-    assert abs(found["loss"] - expected["loss"]) < 1e-3
-    assert abs(found["accuracy"] - expected["accuracy"]) < 0.06  # stock rounds to one digit
-    again = train(sentence_data, tmp_path, *start, "--max-update", "30", "--skim-lambda", "3")
-    assert "done training" in again
+# --- checkpoints and data that do not fit -----------------------------------------------------------------------------
 
 
 def strip_predictors(path: Path, target: Path) -> Path:
@@ -276,54 +220,6 @@ def test_another_dictionary_is_named(mixed: Path, tmp_path: Path):
         UserError, match=r"does not fit this model: encoder\.sentence_encoder\.embed_tokens\.weight has"
     ):
         validate(other, mixed)
-
-
-# --- a teacher --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("of", ["skim", "stock"])
-def test_a_dense_teacher_is_learned_from(of: str, vanilla: Path, sentence_data: Path, tmp_path: Path):
-    path = vanilla
-    if of == "skim":
-        train(sentence_data, tmp_path / "dense", "--skim-layers", "none", "--max-update", "8")
-        path = tmp_path / "dense" / "checkpoint_last.pt"
-    more = ("--skim-teacher", str(path), "--skim-distill-weight", "5", "--skim-distill-temperature", "2")
-    output = train(sentence_data, tmp_path / "taught", *more, "--max-update", "6")
-    assert f"learning from {path}" in output
-    lines = train_log(output)
-    assert all(float(line["distill_loss"]) >= 0 for line in lines) and float(lines[0]["distill_loss"]) > 0
-    assert "distill_loss" not in valid_log(output)
-    state = read_checkpoint(str(tmp_path / "taught" / "checkpoint_last.pt"))
-    assert state.get("criterion") is None and not any("teacher" in key for key in state["model"])
-    path.rename(path.with_suffix(".moved"))  # validation needs none
-    try:
-        validate(sentence_data, tmp_path / "taught" / "checkpoint_last.pt")
-    finally:
-        path.with_suffix(".moved").rename(path)
-
-
-def test_a_taught_run_resumes_exactly(vanilla: Path, sentence_data: Path, tmp_path: Path):
-    """Loading the teacher draws random numbers, which must not show."""
-    more = ("--skim-teacher", str(vanilla), "--max-update", "6", "--save-interval-updates", "3")
-    train(sentence_data, tmp_path / "whole", *more)
-    train(sentence_data, tmp_path / "parts", *more, "--restore-file", str(tmp_path / "whole" / "checkpoint_1_3.pt"))
-    states = [read_checkpoint(str(tmp_path / name / "checkpoint_last.pt"))["model"] for name in ("whole", "parts")]
-    assert_close(states[0], states[1], 0, 0)
-
-
-def test_teachers_that_cannot_teach(vanilla: Path, sentence_data: Path, tmp_path: Path):
-    state = read_checkpoint(str(vanilla))
-    headless = {**state, "model": {k: v for k, v in state["model"].items() if not k.startswith("classification_heads")}}
-    torch.save(headless, tmp_path / "headless.pt")
-    (tmp_path / "text.pt").write_text("no checkpoint")
-    cases = {
-        tmp_path / "missing.pt": "missing.pt: No such file",
-        tmp_path / "headless.pt": f"it has no head {HEAD}",
-        tmp_path / "text.pt": "text.pt cannot be read",
-    }
-    for path, message in cases.items():
-        with pytest.raises(UserError, match=message):
-            train(sentence_data, tmp_path / "x", "--skim-teacher", str(path), "--max-update", "1")
 
 
 # --- configurations and mistakes --------------------------------------------------------------------------------------

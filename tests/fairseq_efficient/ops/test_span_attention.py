@@ -7,85 +7,34 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from fairseq_efficient.ops.span_attention import naive as naive_module
 from fairseq_efficient.ops.span_attention import (
-    head_groups,
     soft_mask,
     span_attention,
     span_attention_step,
     span_width,
     tiles,
 )
-from fairseq_efficient.ops.span_attention import naive as naive_module
 from fairseq_efficient.ops.span_attention.published import masked_after_softmax, published_columns
-from tests.poison import poisoned_memory  # noqa: F401
+from tests.fairseq_efficient.ops.span_attention_inputs import (
+    SIZES,
+    SPANS,
+    inputs,
+    small_tiles,  # noqa: F401
+    spans_of,
+    with_gradients,
+)
 from tests.util import assert_close
 
 OPS = pytest.mark.parametrize("op", [span_attention, naive_module.span_attention], ids=["fast", "naive"])
 STEPS = pytest.mark.parametrize("step", [span_attention_step, naive_module.span_attention_step], ids=["fast", "naive"])
-# queries, keys
-SIZES = [(1, 1), (1, 6), (5, 5), (7, 9), (16, 16), (37, 37), (33, 90)]
-
-
-@pytest.fixture(autouse=True)
-def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests are short: 8 queries a tile make them cross as many borders as a long text would."""
-    monkeypatch.setattr(tiles, "_QUERIES", (8, 8))
-
-
-def inputs(
-    queries: int,
-    keys: int,
-    most: int = 24,
-    batch: int = 2,
-    heads: int = 3,
-    dim: int = 4,
-    constant: int = 0,
-    dtype: torch.dtype = torch.double,
-) -> dict[str, Any]:
-    """Arguments of the operator, all with a gradient; no spans."""
-    shapes = [(batch, heads, queries, dim), *[(batch, heads, keys, dim)] * 2, (most, dim)]
-    q, k, v, positions = (torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes)
-    found: dict[str, Any] = {"q": q, "k": k, "v": v, "positions": positions}
-    if constant:
-        found["constant"] = tuple(torch.randn(heads, constant, dim, dtype=dtype).requires_grad_() for _ in range(2))
-    return found
-
-
-def leaves(arguments: dict[str, Any]) -> list[Tensor]:
-    found: list[Any] = []
-    for value in arguments.values():
-        found += value if isinstance(value, tuple) else [value]
-    return [one for one in found if isinstance(one, Tensor) and one.requires_grad]
-
-
-def with_gradients(op: Any, arguments: dict[str, Any]) -> list[Tensor]:
-    out = op(**arguments)
-    loss = (out * out.detach().cos()).sum()
-    return [out.detach(), *torch.autograd.grad(loss, leaves(arguments), allow_unused=True, materialize_grads=True)]
 
 
 def assert_parity(arguments: dict[str, Any], tolerance: float = 1e-10) -> None:
     ours, reference = (with_gradients(op, arguments) for op in (span_attention, naive_module.span_attention))
     for mine, theirs in zip(ours, reference, strict=True):
         assert_close(mine, theirs, tolerance, tolerance)
-
-
-def spans_of(kind: str, batch: int, heads: int, queries: int, most: int) -> Tensor | None:
-    draw = torch.rand(batch, heads, queries, dtype=torch.double) * most
-    if kind == "none":
-        return None
-    if kind == "heads":
-        return draw[0, :, 0].clone().requires_grad_()
-    if kind == "layer":
-        return draw[0, :1, 0].clone().requires_grad_()
-    if kind == "mixed":  # one head sees all, the others next to nothing
-        return torch.tensor([float(most), *[0.5 + i for i in range(heads - 1)]], dtype=torch.double).requires_grad_()
-    return draw.requires_grad_()
-
-
-SPANS = pytest.mark.parametrize("kind", ["none", "heads", "layer", "mixed", "queries"])
 
 
 @pytest.mark.parametrize(("queries", "keys"), SIZES)
@@ -312,7 +261,7 @@ def test_known_spans_are_believed():
     assert_close(wide, expected, 1e-12)
 
 
-# --- dropout, memory, work -------------------------------------------------------------------------------------------
+# --- dropout, steps --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("constant", [0, 6])
@@ -340,62 +289,6 @@ def test_dropout_keeps_the_mean():
     exact = span_attention(**arguments, spans=spans, ramp=5)
     found = sum(span_attention(**arguments, spans=spans, ramp=5, dropout_p=0.3) for _ in range(600)) / 600
     assert_close(found, exact, 0.15, 0.1)
-
-
-@SPANS
-@pytest.mark.parametrize("constant", [0, 3])
-@pytest.mark.usefixtures("poisoned_memory")
-def test_memory_that_nobody_wrote_is_not_read(kind: str, constant: int):
-    for queries, keys in SIZES:
-        arguments = inputs(queries, keys, constant=constant)
-        ours = with_gradients(span_attention, {**arguments, "spans": spans_of(kind, 2, 3, queries, 24), "ramp": 5})
-        assert all(torch.isfinite(one).all() for one in ours)
-
-
-class _Products(TorchDispatchMode):
-    """Counts multiply-adds of matrix products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.overloadpacket.__name__
-        shift = {"mm": 0, "bmm": 0, "addmm_": 1, "baddbmm_": 1, "addmm": 1, "baddbmm": 1}.get(name)
-        if shift is not None:
-            one, two = args[shift : shift + 2]
-            self.count += one.numel() * two.size(-1)
-        return function(*args, **(kwargs or {}))
-
-
-def products(spans: Tensor | None, training: bool) -> int:
-    arguments = inputs(32, 32 + 2048, most=2048, batch=1, heads=8, dtype=torch.float32)
-    with _Products() as counted:
-        out = span_attention(**arguments, spans=spans, ramp=32)
-        if training:
-            out.sum().backward()
-    return counted.count
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_work_follows_the_sum_of_the_spans(training: bool):
-    """Short heads do not pay for the longest one."""
-    full = products(None, training)
-    short = products(torch.full((8,), 41.0, requires_grad=True), training)
-    mixed = products(torch.tensor([2048.0, *[41.0] * 7], requires_grad=True), training)
-    assert full / short > 20
-    assert full / mixed > 5.5
-
-
-def test_grouping_of_heads():
-    assert head_groups([196] * 7 + [8192]) == [(list(range(7)), 196), ([7], 8192)]
-    assert head_groups([300, 10, 310, 12]) == [([1, 3], 12), ([0, 2], 310)]
-    assert head_groups([5]) == [([0], 5)]
-    assert head_groups([7, 7, 7]) == [([0, 1, 2], 7)]
-    widths = [3, 800, 40, 41, 2000, 39, 810, 5]
-    found = head_groups(widths)
-    assert sorted(head for heads, _ in found for head in heads) == list(range(8))
-    assert all(width == max(widths[head] for head in heads) for heads, width in found)
 
 
 def test_steps_are_the_rows_of_the_whole():
