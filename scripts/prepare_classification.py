@@ -61,6 +61,9 @@ def get_parser() -> argparse.ArgumentParser:
     inputs.add_argument("--no-header", action="store_true", help="of tsv and csv: columns are numbers from 1")
     inputs.add_argument("--quoted", action="store_true", help="of tsv: columns are quoted as in csv")
     inputs.add_argument("--skip-bad", action="store_true", help="drop and count what cannot be used, not stop at it")
+    inputs.add_argument(
+        "--answerable-only", action="store_true", help="of squad: SQuAD 2.0 without its unanswerable questions, as 1.1"
+    )
     inputs.add_argument("--cache-dir", type=Path, help=f"where fetched corpora are kept (default: {default_cache()})")
     words = parser.add_argument_group("tokens")
     words.add_argument("--tokenizer", type=Path, metavar="PATH", help="a tokenizer or its folder")
@@ -125,7 +128,9 @@ def split_input(args: argparse.Namespace) -> Input:
     if form in ("yelp", "squad") and (args.text_field or args.label_field):
         raise UserError(f"--text-field, --label-field: --format {form} has its own")
     read = reader(files, lambda path: formats.read_split(path, form, given, args.quoted))
-    described = {"format": form, "fields": [list(given.texts), given.label, given.header, args.quoted]}
+    described: dict[str, Any] = {"format": form, "fields": [list(given.texts), given.label, given.header, args.quoted]}
+    if args.answerable_only:
+        described["answerable_only"] = True
     return read, check_names(files), {**described, "files": {name: describe([path]) for name, path in files.items()}}
 
 
@@ -188,6 +193,7 @@ def print_report(report: dict[str, Any], destination: Path) -> None:
                 f"{split['impossible']:,} without an answer; {split['mismatched_answers']:,} answers do not match, "
                 f"{split['questions_without_usable_answer']:,} questions cannot be trained on; "
                 f"{split['dropped']:,} dropped"
+                + (f"; {split['left_out']:,} without an answer left out" if split["left_out"] else "")
             )
             continue
         notes = [f"{split['dropped']:,} dropped"] if split.get("dropped") else []
@@ -230,6 +236,7 @@ def main() -> None:
         top=args.top,
         holdout=holdouts(args.holdout),
         skip_bad=args.skip_bad,
+        answerable_only=args.answerable_only,
         keep_text=args.keep_text,
         by_length=args.by_length,
         overwrite=args.overwrite,
@@ -239,6 +246,8 @@ def main() -> None:
     squad = inputs.get("format") == "squad"
     if squad and (options.classes or options.regression or options.holdout or options.keep_text or options.by_length):
         raise UserError("--labels, --regression, --holdout, --keep-text, --by-length: not for --format squad")
+    if args.answerable_only and not squad:
+        raise UserError("--answerable-only: belongs to --format squad")
     if squad and args.vocab_size is not None:
         raise UserError("--vocab-size: not for --format squad; give a model's --tokenizer")
     if not squad:

@@ -58,6 +58,7 @@ class Options:
     top: float | None = None  # scores lie in 0..top and are divided by it
     holdout: tuple[tuple[str, int], ...] = ()
     skip_bad: bool = False
+    answerable_only: bool = False  # of SQuAD
     keep_text: bool = False
     by_length: bool = False  # train in order of length, for batches of like length (fairseq-train --no-shuffle)
     overwrite: bool = False

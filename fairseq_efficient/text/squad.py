@@ -8,7 +8,7 @@ the paragraphs' texts, and label/SPLIT.jsonl the questions: id, number of the pa
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,14 @@ class Squad:
     bad: list[Bad] = field(default_factory=list)  # questions that cannot be used
     mismatched: list[Bad] = field(default_factory=list)  # answers whose offset is not where their text is
     version2: bool = False
+
+    def answerable(self) -> "Squad":
+        """SQuAD 2.0 as 1.1: without the questions that have no answer, and paragraphs that nothing else asks about."""
+        questions = [one for one in self.questions if not one.impossible]
+        numbers = {old: new for new, old in enumerate(sorted({one.paragraph for one in questions}))}
+        questions = [replace(one, paragraph=numbers[one.paragraph]) for one in questions]
+        paragraphs = [self.paragraphs[old] for old in numbers]
+        return replace(self, paragraphs=paragraphs, questions=questions, version2=False)
 
 
 def _load(path: Path) -> Any:
@@ -205,7 +213,11 @@ def prepare_squad(files: dict[str, Path], options: Options) -> dict[str, Any]:
         for name, path in files.items():
             squad = read_squad(path)
             _check(name, squad, options)
-            described[name] = _write_split(name, squad, out, subwords, (table, dtype, bar))
+            kept = squad.answerable() if options.answerable_only else squad
+            if not kept.questions:
+                raise UserError(f"--answerable-only: split {name} has no question with an answer")
+            described[name] = _write_split(name, kept, out, subwords, (table, dtype, bar))
+            described[name]["left_out"] = len(squad.questions) - len(kept.questions)
         for folder in ("input0", "input1"):
             (out / folder / "dict.txt").write_bytes(content)
         (out / TOKENIZER).write_text(subwords.to_json(), encoding="utf-8")

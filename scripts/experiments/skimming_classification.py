@@ -37,6 +37,7 @@ EPILOG = f"""
   wiki-topics, spam-assassin, vader-movies                  built in: no path; their test split is reported
   mrpc=FOLDER ...                                           a task of GLUE, its folder; its dev set is reported
   squad=FOLDER                                              train*.json and dev*.json (or valid*.json), plain or packed
+  squad-answerable=FOLDER                                   the same without the questions that have no answer
 or NAME=FOLDER of what scripts/prepare_classification.py made.
 
 Models: dense (always first), and skimmed ones: lambda0.5 (the price of a kept token), target0.3 (share to be kept).

@@ -33,6 +33,7 @@ class Corpus:
     glue: str = ""
     holdout: int = 0
     metric: str = "accuracy"
+    squad: bool = False
 
 
 CORPORA = {
@@ -41,7 +42,8 @@ CORPORA = {
     "wiki-topics": Corpus("wiki-topics", built_in=True),
     "spam-assassin": Corpus("spam-assassin", built_in=True),
     "vader-movies": Corpus("vader-movies", built_in=True),
-    "squad": Corpus("SQuAD", metric="f1"),
+    "squad": Corpus("SQuAD", metric="f1", squad=True),
+    "squad-answerable": Corpus("SQuAD, answerable questions", metric="f1", squad=True),
     "sts-b": Corpus("STS-B", glue="STS-B", metric="pearson"),
     **{name.lower(): Corpus(name, glue=name) for name in ("MRPC", "QQP", "RTE", "QNLI", "MNLI", "WNLI", "CoLA")},
 }
@@ -62,9 +64,10 @@ def inputs(name: str, path: Path | None) -> list[str]:
         raise UserError(f"--data {name}: give its place, {name}=PATH")
     if not path.exists():
         raise UserError(f"--data {name}={path}: no such file or folder")
-    if name == "squad":
+    if corpus.squad:
         return ["--format", "squad", "--split", f"train={_one(path, 'train*.json*')}", "--split",
-                f"valid={_one(path, 'dev*.json*', 'valid*.json*')}"]  # fmt: skip
+                f"valid={_one(path, 'dev*.json*', 'valid*.json*')}",
+                *(["--answerable-only"] if name == "squad-answerable" else [])]  # fmt: skip
     held = ["--holdout", str(corpus.holdout)] if corpus.holdout else []
     if name == "imdb" and path.is_dir():
         return ["--imdb", str(path), *held]
@@ -98,7 +101,7 @@ class Data:
 
     @property
     def squad(self) -> bool:
-        return self.name == "squad"
+        return self.corpus.squad
 
     @cached_property
     def report(self) -> dict[str, Any]:

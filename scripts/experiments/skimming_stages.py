@@ -10,7 +10,7 @@ import experiment_runs as runs
 from experiment_flags import ROOT
 from experiment_runs import once
 from experiment_stages import read_json, run, say, write_json
-from skimming_plan import Data, Plan, Run, Variant, inputs
+from skimming_plan import CORPORA, Data, Plan, Run, Variant, inputs
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -35,7 +35,7 @@ def prepare(args: argparse.Namespace, start: Path, name: str, path: Path | None)
     destination.parent.mkdir(exist_ok=True)
     command = [sys.executable, str(ROOT / "scripts" / "prepare_classification.py"), str(destination)]
     command += [*inputs(name, path), "--tokenizer", str(start), "--max-tokens", str(args.max_tokens)]
-    command += [] if name == "squad" else ["--by-length"]
+    command += [] if CORPORA[name].squad else ["--by-length"]
     command += ["--cache-dir", str(args.cache_dir)] if args.cache_dir else []
     say(f"{name}: prepare")
     log = destination.with_name(f"{name}.log")

@@ -142,3 +142,31 @@ def test_prepare(tmp_path: Path) -> None:
     assert "question 0-0b: empty question" in error_line(out)
     assert "1 dropped" in run_cli(str(SCRIPT), [*args, "--overwrite", "--skip-bad"])
     assert "not for --format squad" in error_line(run_cli(str(SCRIPT), [*args, "--holdout", "2"], expect=2))
+
+
+def test_answerable_only(tmp_path: Path) -> None:
+    """SQuAD 2.0 as 1.1; a paragraph of unanswerable questions alone goes with them."""
+    content = random_squad(6)
+    del content["data"][0]["paragraphs"][2]["qas"][0]
+    train, model = write(tmp_path / "train.json", content), tokenizer(tmp_path / "model")
+    args = [str(tmp_path / "data"), "--split", f"train={train}", "--tokenizer", str(model), "--answerable-only"]
+    out = run_cli(str(SCRIPT), [*args, "--format", "squad"])
+    assert "train: 5 questions about 5 paragraphs, 0 without an answer" in out
+    assert "6 without an answer left out" in out
+    assert not json.loads((tmp_path / "data" / "prepare.json").read_text())["version2"]
+    folder = tmp_path / "data"
+    questions = [json.loads(line) for line in (folder / "label" / "train.jsonl").read_text().splitlines()]
+    texts = [json.loads(line) for line in (folder / "input1" / "train.jsonl").read_text().splitlines()]
+    assert [one["paragraph"] for one in questions] == [0, 1, 2, 3, 4] and len(texts) == 5
+    for one in questions:
+        (answer, start), text = one["answers"][0], texts[one["paragraph"]]
+        assert text[start : start + len(answer)] == answer
+    assert "nothing to do" in run_cli(str(SCRIPT), [*args, "--format", "squad"])
+    assert "other options" in error_line(run_cli(str(SCRIPT), [*args[:-1], "--format", "squad"], expect=2))
+    none = write(tmp_path / "none.json", squad(("x", [question("1", "q", impossible=True)])))
+    out = run_cli(
+        str(SCRIPT), [str(tmp_path / "no"), "--split", f"train={none}", *args[3:], "--format", "squad"], expect=2
+    )
+    assert error_line(out).endswith("--answerable-only: split train has no question with an answer")
+    out = run_cli(str(SCRIPT), [str(tmp_path / "no"), "--split", f"train={none}", *args[3:]], expect=2)
+    assert error_line(out).endswith("--answerable-only: belongs to --format squad")

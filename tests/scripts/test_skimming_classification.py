@@ -214,6 +214,7 @@ def test_what_is_prepared(tmp_path: Path):
     assert plans.inputs("spam-assassin", None) == ["--corpus", "spam-assassin"]
     assert plans.inputs("squad", tmp_path)[2:] == ["--split", f"train={here}/train-v2.0.json", "--split",
                                                    f"valid={here}/dev-v2.0.json.xz"]  # fmt: skip
+    assert plans.inputs("squad-answerable", tmp_path) == [*plans.inputs("squad", tmp_path), "--answerable-only"]
     for name, path, said in (
         ("wiki-topics", tmp_path, "is built in"), ("imdb", None, "give its place"),
         ("mrpc", tmp_path / "a.jsonl", "give the task's folder"), ("rte", tmp_path / "gone", "no such file or folder"),
