@@ -16,6 +16,7 @@ from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.reading import parse_json
 
 DENSE, STOCK = "dense", "stock"
+LONGER = "dense-longer"  # the dense model, trained for as many more texts as skimmed ones are
 LIMIT = 1.0  # points below the dense model that a faster one may be, to be called as good
 
 
@@ -47,7 +48,7 @@ class SpeedQuality:
 
     @property
     def skimmed(self) -> list[str]:
-        return [model for model in self.models if model != DENSE]
+        return [model for model in self.models if model not in (DENSE, LONGER)]
 
     @property
     def metric(self) -> str:
@@ -64,9 +65,14 @@ class SpeedQuality:
     def quality(self, model: str) -> float | None:
         return self.value(model, self.metric)
 
+    @property
+    def dense(self) -> float | None:
+        """Quality of the dense model; if one was trained for longer too, of the better of the two."""
+        return max((one for name in (DENSE, LONGER) if (one := self.quality(name)) is not None), default=None)
+
     def loss(self, model: str) -> float | None:
-        """Points below the dense model."""
-        ours, dense = self.quality(model), self.quality(DENSE)
+        """Points below :attr:`dense`."""
+        ours, dense = self.quality(model), self.dense
         return None if ours is None or dense is None else dense - ours
 
     @property

@@ -40,8 +40,9 @@ EPILOG = f"""
   squad-answerable=FOLDER                                   the same without the questions that have no answer
 or NAME=FOLDER of what scripts/prepare_classification.py made.
 
-Models: dense (always first), and skimmed ones: lambda0.5 (the price of a kept token), target0.3 (share to be kept).
-They start from the dense model (--start dense), which also teaches them (--distill-weight), from --model, or each from
+Models: dense (always first); dense-longer: it, trained on for as many texts as skimmed ones are; and skimmed ones:
+lambda0.5 (the price of a kept token), target0.3 (share to be kept).
+These start from the dense model (--start dense), which also teaches them (--distill-weight), from --model, or each from
 the one before it in --models (--start previous: less training for each where prices rise or targets fall step by step;
 each reads other texts, with --seed 1000 higher than the one before).
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiment_pages import duration, made, table
 
-from fairseq_efficient.report.speed_quality import LIMIT, SpeedQuality
+from fairseq_efficient.report.speed_quality import DENSE, LIMIT, LONGER, SpeedQuality
 
 GOALS = {"imdb": (3.0, 2.0), "spam-assassin": (3.0, 2.0)}  # times faster than stock and than dense packed
 SHARE = 0.8  # of the FLOPs' speedup that the clock should show
@@ -23,10 +23,11 @@ inference and of duplicate questions: part of what GLUE's pair tasks ask it has 
 PROSE = """\
 A converted checkpoint is fine-tuned densely, and skimmed models are trained from that, by
 `scripts/experiments/skimming_classification.py`. So they have been trained for longer than the dense one: where that is
-not trained to its end, they can be better than it. Where the settings say *start previous*, each goes on from the model
-of the line above it (so later ones were trained for longer, all in all), where they say *start model*, from the
-converted checkpoint. `lambdaX`: the price of a kept token is X. `targetX`: a share of X of the tokens is to be kept.
-`MODEL@X`: the same checkpoint with `--skim-threshold X`.
+not trained to its end, they can be better than it; `dense-longer`, where it was trained, is the dense model after as
+many more texts, and points are then counted from the better of the two. Where the settings say *start previous*, each
+goes on from the model of the line above it (so later ones were trained for longer, all in all), where they say *start
+model*, from the converted checkpoint. `lambdaX`: the price of a kept token is X. `targetX`: a share of X of the tokens
+is to be kept. `MODEL@X`: the same checkpoint with `--skim-threshold X`.
 
 Quality, kept tokens and FLOPs are those of `fairseq-validate` on the last checkpoint, packed, in fp32, over the whole
 split. Nothing was chosen by that split, but where several skimmed models are compared with a goal, the fastest that
@@ -129,7 +130,7 @@ def _quality(found: SpeedQuality) -> str:
         speeds = [found.faster(model, than) for than in ("stock", "dense", "max_length")] if clock else []
         lines.append([
             model, _seeds(found.values(model, found.metric)), *(_seeds(found.values(model, name)) for name in more),
-            "" if model == "dense" else _signed(found.loss(model)), _percent(found.value(model, "keep_ratio")),
+            "" if model in (DENSE, LONGER) else _signed(found.loss(model)), _percent(found.value(model, "keep_ratio")),
             *map(_times, [*ratios, *speeds]),
             "" if "@" in model else f"{row['updates']:,} updates, {duration(row['seconds'])}",
         ])  # fmt: skip

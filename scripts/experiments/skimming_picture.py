@@ -7,7 +7,7 @@ from typing import Any
 import experiment_pictures as pictures
 from experiment_pictures import GREY, INK, finish, label
 
-from fairseq_efficient.report.speed_quality import DENSE, LIMIT, SpeedQuality
+from fairseq_efficient.report.speed_quality import LIMIT, SpeedQuality
 
 OURS, THEIRS = "#00798c", "#d1495b"
 COLUMNS = 3
@@ -23,7 +23,7 @@ def panel(axes: Any, found: SpeedQuality) -> None:
         if point not in skimmed:
             axes.plot([x], [point.quality], color=THEIRS, marker="s" if point is every[0] else "D", ms=5, ls="")
         axes.annotate(point.name, (x, point.quality), (4, 4), textcoords="offset points", fontsize=7, color=INK)
-    dense = found.quality(DENSE)
+    dense = found.dense
     if dense is not None:
         axes.axhline(dense, color=GREY, lw=0.8, ls=":")
         axes.axhline(dense - LIMIT, color=GREY, lw=0.8, ls="--")

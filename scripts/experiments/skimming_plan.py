@@ -15,6 +15,7 @@ from experiment_runs import SAVING, ExperimentPlan, split_size
 from experiment_stages import fairseq
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.report.speed_quality import DENSE, LONGER
 
 PREDICTOR = 64  # width of the predictors
 TRAIN_FLAGS = [
@@ -138,7 +139,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """``dense``; ``lambdaX``: the price of a kept token is X; ``targetX``: a share of X is to be kept."""
+    """``dense``; ``dense-longer``: it, trained on as skimmed ones are; ``lambdaX``: the price of a kept token is X;
+    ``targetX``: a share of X is to be kept."""
 
     name: str
     price: float | None = None
@@ -150,12 +152,13 @@ class Model:
 
 
 def parse_model(name: str) -> Model:
-    if name == "dense":
+    if name in (DENSE, LONGER):
         return Model(name)
     found = re.fullmatch(r"(lambda|target)(\d*\.?\d+)", name)
     value = float(found[2]) if found else 0.0
     if not found or not value or (found[1] == "target" and value >= 1):
-        raise UserError(f"--models {name}: expected dense, lambdaX or targetX, such as lambda0.5 or target0.3")
+        kinds = f"{DENSE}, {LONGER}, lambdaX or targetX"
+        raise UserError(f"--models {name}: expected {kinds}, such as lambda0.5 or target0.3")
     return Model(name, price=value) if found[1] == "lambda" else Model(name, target=value)
 
 
@@ -225,15 +228,16 @@ class Run:
     @cached_property
     def origin(self) -> "Run | None":
         """The trained model that it starts from; None: the converted checkpoint."""
-        if self.kind.dense or self.plan.args.start == "model":
+        start = "dense" if self.kind.name == LONGER else self.plan.args.start
+        if self.kind.name == DENSE or start == "model":
             return None
-        if self.plan.args.start == "dense":
-            return self.dense
-        return self.plan.run(self.data, self.plan.models[self.plan.models.index(self.kind) - 1], self.seed)
+        chain = [model for model in self.plan.models if model.name != LONGER]
+        before = Model(DENSE) if start == "dense" else chain[chain.index(self.kind) - 1]
+        return self.plan.run(self.data, before, self.seed)
 
     @property
     def dense(self) -> "Run":
-        return self.plan.run(self.data, Model("dense"), self.seed)
+        return self.plan.run(self.data, Model(DENSE), self.seed)
 
     @property
     def order_seed(self) -> int:
@@ -244,9 +248,14 @@ class Run:
 
     @cached_property
     def examples(self) -> int:
-        """Training texts that it reads: distinct ones until all were read."""
+        """Training texts that it reads: distinct ones until all were read. Of ``dense-longer`` as many as the last of
+        the skimmed ones read after the dense model."""
         args = self.plan.args
-        return int(args.train_examples if self.kind.dense else args.skim_examples)
+        if self.kind.name == DENSE:
+            return int(args.train_examples)
+        steps = sum(not model.dense for model in self.plan.models)
+        chained = self.kind.name == LONGER and args.start == "previous"
+        return int(args.skim_examples * (max(steps, 1) if chained else 1))
 
     @property
     def updates(self) -> int:
@@ -276,12 +285,12 @@ class Run:
 
     @property
     def train_flags(self) -> list[str]:
-        args, skim = self.plan.args, not self.kind.dense
+        args = self.plan.args
         flags = [*self.architecture, "--skim-predictor-dim", str(PREDICTOR), *self._price()]
         criterion = "skim_question_answering" if self.data.squad else "skim_sentence_prediction"
         for flag, value in (
             ("criterion", criterion), ("batch-size", args.batch_size), ("attention-dropout", args.attention_dropout),
-            ("lr", args.skim_lr if skim else args.lr),
+            ("lr", args.lr if self.kind.name == DENSE else args.skim_lr),
             ("seed", self.order_seed), ("warmup-updates", round(args.warmup * self.updates)),
             ("total-num-update", self.updates), ("max-update", self.updates),
         ):  # fmt: skip

@@ -94,7 +94,7 @@ def skimmed(results: Document) -> str:
     lines = []
     for name in results["sets"]:
         found = SpeedQuality.of(results, name)
-        best, dense = found.best(LIMIT), found.quality(DENSE)
+        best, dense = found.best(LIMIT), found.dense
         title = f"{found.about['title']}, {found.about['metric_title'].removesuffix(', %')}"
         if dense is None:
             continue
@@ -118,7 +118,7 @@ def skimmed_line(results: Document) -> str:
     each = []
     for name in results["sets"]:
         found = SpeedQuality.of(results, name)
-        best, dense = found.best(LIMIT), found.quality(DENSE)
+        best, dense = found.best(LIMIT), found.dense
         if dense is None:
             continue
         if best is None:

@@ -201,6 +201,20 @@ def test_each_model_can_go_on_from_the_one_before(tmp_path: Path):
     assert all(flag in prints[3] for flag in ("--skim-target-ratio", "0.25"))  # what it comes from, all the way back
 
 
+def test_the_dense_model_may_be_trained_for_as_long(tmp_path: Path):
+    """From the dense model, untaught, on as many texts as the last skimmed one read after it; not part of the chain."""
+    longer = plans.parse_model("dense-longer")
+    for start, updates in (("dense", "3"), ("model", "3"), ("previous", "8")):
+        plan = plan_of(tmp_path, "--start", start, "--skim-examples", "20", "--skim-lr", "2e-5")
+        plan = replace(plan, models=[plan.models[0], longer, *plan.models[1:]])
+        one = plan.run(data_of(tmp_path), longer, 1)
+        flags, watch = dict(pairwise(one.train_flags)), dict(pairwise(one.watch_flags))
+        assert (flags["--skim-layers"], flags["--max-update"], flags["--lr"]) == ("none", updates, "2e-05")
+        assert watch["--finetune-from-model"] == str(one.dense.checkpoint) and "--skim-teacher" not in watch
+    first = plan.run(data_of(tmp_path), plan.models[2], 1)
+    assert first.origin is not None and first.origin.kind.name == "dense"
+
+
 def test_what_is_prepared(tmp_path: Path):
     for name in ("a.jsonl", "train.tsv", "train-v2.0.json", "dev-v2.0.json.xz"):
         (tmp_path / name).touch()
@@ -232,7 +246,7 @@ def test_what_is_prepared(tmp_path: Path):
         ([], "--data: give at least one"),
         (["--data", "news"], "--data news: expected NAME"),
         (["--data", "rte=a", "--data", "rte=b"], "--data rte=b: expected NAME or NAME=PATH, each once"),
-        (["--data", "rte=a", "--models", "big"], "--models big: expected dense, lambdaX or targetX"),
+        (["--data", "rte=a", "--models", "big"], "--models big: expected dense, dense-longer, lambdaX or targetX"),
         (["--data", "rte=a", "--models", "target1.5"], "--models target1.5: expected"),
         (["--data", "rte=a", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["--data", "rte=a", "--warmup", "1"], "--warmup 1.0: must be at least 0"),
@@ -321,6 +335,12 @@ def test_points_and_the_best_within_a_limit(tmp_path: Path):
         ("fairseq", 0.08, 91.5), ("dense, packed", 0.05, 91.5), ("lambda0.1", 0.025, 91.0), ("lambda1", 0.0125, 90.4),
     ]  # fmt: skip
     assert found.best(1.0) == "lambda0.1" and found.best(2.0) == "lambda1" and found.best(0.1) is None
+    both = document()
+    both["rows"] += [{**row, "model": "dense-longer", "value": row["value"] + 0.7} for row in both["rows"][:1]]
+    longer = SpeedQuality.of(both, "imdb")
+    assert longer.skimmed == found.skimmed and [p.name for p in longer.points()] == [p.name for p in found.points()]
+    assert longer.loss("lambda0.1") == pytest.approx(1.2) and longer.best(1.0) is None
+    assert "| dense-longer | 92.20 |  | - |" in page.page(both)
     path = tmp_path / "skimming.json"
     path.write_text(json.dumps(document()))
     assert [one.name for one in read_speed_quality(path)] == ["imdb"]
