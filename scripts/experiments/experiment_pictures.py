@@ -67,6 +67,7 @@ def draw(path: Path, names: Sequence[str], row: Callable[[Any, str], None], **mo
         for axes in panels:
             finish(axes)
     figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def main(draw_document: Callable[[dict[str, Any], Path], None]) -> None:

@@ -51,6 +51,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     note = f"Dotted: the dense model; dashed: {LIMIT:g} point below."
     figure.suptitle(note, fontsize=8, color=GREY, x=0.01, ha="left")
     figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":
