@@ -128,9 +128,7 @@ def split_input(args: argparse.Namespace) -> Input:
     if form in ("yelp", "squad") and (args.text_field or args.label_field):
         raise UserError(f"--text-field, --label-field: --format {form} has its own")
     read = reader(files, lambda path: formats.read_split(path, form, given, args.quoted))
-    described: dict[str, Any] = {"format": form, "fields": [list(given.texts), given.label, given.header, args.quoted]}
-    if args.answerable_only:
-        described["answerable_only"] = True
+    described = {"format": form, "fields": [list(given.texts), given.label, given.header, args.quoted]}
     return read, check_names(files), {**described, "files": {name: describe([path]) for name, path in files.items()}}
 
 

@@ -103,7 +103,8 @@ class Options:
 
     def fingerprint(self) -> dict[str, Any]:
         """The options that change the result, JSON-able."""
-        same = ("cased", "max_tokens", "separator", "regression", "top", "skip_bad", "keep_text", "by_length")
+        same = ("cased", "max_tokens", "separator", "regression", "top", "skip_bad", "answerable_only", "keep_text",
+                "by_length")  # fmt: skip
         files: dict[str, Any] = {"types": self.types}
         if self.types is None:
             tokenizer = find_tokenizer(self.tokenizer)
