@@ -86,17 +86,17 @@ class SearchCriterion(PureCrossEntropy):
         return loss + weight * size * expected / most
 
     @torch.no_grad()
-    def _architecture(self, decoder: Any) -> dict[str, float]:
+    def _architecture(self, decoder: Any) -> dict[str, Any]:
+        """Scalars that stay on the device: reading them would hold up the backward pass."""
         probabilities = decoder.probabilities()
-        found = {
+        sums = torch.stack([decoder.entropy(), self.costs(decoder).expected(probabilities)])
+        names = [f"_block/{number:02d}/{kind}" for number in range(len(probabilities)) for kind in KINDS]
+        return {
             "_arch": 1.0,  # how many times the others are added up
             "_tau": decoder.tau,
-            "_arch_entropy": decoder.entropy().item(),
-            "_arch_cost": self.costs(decoder).expected(probabilities).item(),
+            **dict(zip(("_arch_entropy", "_arch_cost"), sums.unbind(), strict=True)),
+            **dict(zip(names, probabilities.flatten().unbind(), strict=True)),
         }
-        for number, row in enumerate(probabilities.tolist()):
-            found.update({f"_block/{number:02d}/{kind}": value for kind, value in zip(KINDS, row, strict=True)})
-        return found
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: Any) -> None:
