@@ -53,12 +53,18 @@ def load(args: argparse.Namespace) -> Any:
     logging.disable(logging.INFO)
     import efficient_systems  # noqa: F401
     from skimming.hub import Classifier
+    from skimming.model import SkimRobertaModel
 
     overrides: dict[str, Any] = {"skim_inference": args.inference}
     if args.threshold is not None:
         overrides["skim_threshold"] = args.threshold
     sizes = {"max_tokens": args.max_tokens, "batch_size": args.batch_size}
-    return Classifier.load(args.checkpoint, args.data, args.tokenizer, overrides, args.cpu, **sizes)
+    classifier = Classifier.load(args.checkpoint, args.data, args.tokenizer, overrides, args.cpu, **sizes)
+    if not isinstance(classifier.model, SkimRobertaModel):
+        for flag, given in (("--inference", args.inference != "auto"), ("--threshold", args.threshold is not None)):
+            if given:
+                raise UserError(f"{flag} is of skimming models: {args.checkpoint} has no skim predictors")
+    return classifier
 
 
 def read(path: Path | None, inputs: int) -> Iterator[tuple[str, ...]]:

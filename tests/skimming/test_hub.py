@@ -169,6 +169,9 @@ def test_stock_roberta(single: Path, run: Any) -> None:
     stock = train(single.parents[1], "roberta", "--num-classes", "3")
     out = run(stock, text="\n".join(TEXTS))
     assert len([line for line in out.splitlines() if line.count("\t") == 3]) == 6
+    for flags in (["--inference", "packed"], ["--threshold", "1"]):
+        wrong = error_line(run(stock, *flags, text="x", expect=2))
+        assert f"{flags[0]} is of skimming models" in wrong and "has no skim predictors" in wrong
     with pytest.raises(UserError, match="it skips no tokens"):
         inspect(Classifier.load(stock), [("a",)])
 
