@@ -261,6 +261,7 @@ MISSING: dict[str, tuple[str, ...]] = {  # a command whose input (%) does not ex
     "scripts/prepare_lm.py": ("&", "--split", "train=%"),
     "scripts/prepare_summarization.py": ("&", "--split", "train=%"),
     "scripts/score_rouge.py": ("%", "%"),
+    "scripts/screenshot.py": ("%", "&"),
     "scripts/segment.py": ("%",),
     "scripts/squad_predict.py": ("%", "--output", "&"),
     "scripts/convert/from_huggingface.py": ("%", "&"),
