@@ -66,6 +66,7 @@ def apply() -> None:
     broadcast_plain_state()
     ask_all_ranks_before_saving()
     compat_checkpoints.name_the_save_dir(_patch)
+    compat_data.end_workers(_patch)
     compat_data.name_broken_dictionaries(_patch)
     compat_data.name_broken_files(_patch)
     compat_data.name_broken_labels(_patch)

@@ -1,10 +1,11 @@
-"""Data that stock fairseq reports by errors of many types: one line that names the file or the flag.
+"""Data that stock fairseq reports by errors of many types: one line that names the file or the flag; workers that end.
 
 :mod:`fairseq_efficient.compat` calls these functions with its ``patch``.
 """
 
 import contextlib
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,24 @@ Patch = Callable[[Any, str, Callable[[Any], Any]], None]
 _FOLDERS = ("input0", "input1", "label")
 _NOT_THERE = "could not find dataset: "
 _UNEQUAL = ("dataset lengths must match", "datasets must have the same length")
+
+
+def end_workers(patch: Patch) -> None:
+    """Stock's iterator of an epoch and its sampler hold each other, so only the garbage collector finds those that are
+    no longer used, in no particular order: the loader's pipes may be closed before its workers are told to end, and
+    training stands still for 5 seconds a worker."""
+    from fairseq.data.iterators import FrozenBatchSampler
+
+    def make(stock: Any) -> Any:
+        def __init__(self: Any, ordered_batches: Any, *args: Any, **kwargs: Any) -> None:
+            stock(self, ordered_batches, *args, **kwargs)
+            if hasattr(ordered_batches, "__self__"):
+                owner: Any = weakref.WeakMethod(ordered_batches)
+                self.ordered_batches = lambda *args: owner()(*args)  # called by the owner, while it lives
+
+        return __init__
+
+    patch(FrozenBatchSampler, "__init__", make)
 
 
 def name_broken_dictionaries(patch: Patch) -> None:

@@ -1,12 +1,17 @@
 """Data that stock fairseq trips over are told in one line: dictionaries, splits, labels, scores; no batch is lost."""
 
+import gc
+import multiprocessing
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fairseq.data import Dictionary
+from fairseq.data.iterators import EpochBatchIterator
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 
 from fairseq_efficient import compat
@@ -129,3 +134,34 @@ def test_no_batch_is_dropped_and_empty_splits_do_not_crash():
         )
         assert np.concatenate(batches).tolist() == list(range(20))
     assert data_utils.batch_by_size(np.arange(0), lambda i: 1, max_sentences=8, required_batch_size_multiple=8) == []
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+class Numbers(torch.utils.data.Dataset[torch.Tensor]):
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, place: int) -> torch.Tensor:
+        return torch.tensor(place)
+
+
+def test_workers_end_with_the_iterator_that_started_them() -> None:
+    """Without the garbage collector, which would wait 5 seconds for each."""
+    before = set(multiprocessing.active_children())
+    batches = EpochBatchIterator(
+        Numbers(), torch.stack, [[0, 1], [2, 3], [4]], num_workers=2, buffer_size=2, disable_shuffling=True
+    )
+    gc.disable()
+    try:
+        for _ in range(2):
+            found = list(batches.next_epoch_itr())
+            assert [batch.tolist() for batch in found] == [[0, 1], [2, 3], [4]]
+        assert set(multiprocessing.active_children()) - before
+        start = time.monotonic()
+        del batches
+        assert set(multiprocessing.active_children()) == before
+        assert time.monotonic() - start < 4
+    finally:
+        gc.enable()
