@@ -27,7 +27,7 @@ def draw(path: Path, rows: list[Row], ours: str, subtitle: str = "", sizes: str 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    series = {what: found for what, found in time_series(rows, ours).items() if _points(found) > 1}
+    series = {what: found for what, found in time_series(rows, ours).items() if _points(found) > 2}  # two are no curve
     bars = [row for row in rows if row.unit == "x" and not row.at_most]
     if not bars and not series:
         return
@@ -125,7 +125,7 @@ def _draw_bars(axis: Any, rows: list[Row]) -> None:
             zorder=3,
         )
     axis.set_yticks(places, [row.name for row in rows], fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.4, -0.6)  # the first on top, without matplotlib's margins
     values = [row.ratio for row in rows] + [value for _, value in goals + bounds]
     axis.set_xlim(0.9 * min(1.0, *values), 1.25 * max(1.2, *values))
     ticks = [scale * step for scale in (0.01, 0.1, 1, 10, 100, 1000) for step in (1, 2, 5)]
