@@ -6,6 +6,7 @@ are given: a share R of all, unequal shares of each sentence), ``even``, ``uneve
 sentence, or all of the longest one and less of the others), ``masked`` (as keep0.5, hidden instead of dropped).
 """
 
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -167,6 +168,23 @@ class _GivenBuffer(packed_module.Buffer):
         self._keep(self.chosen[self.layout.index], options.compact_threshold)
 
 
+class _TimedBuffer(_GivenBuffer):
+    """Adds up the seconds that predictors take, and what follows from their decisions."""
+
+    seconds: list[float]
+
+    def skim(self, predictor: Any, options: Any) -> None:
+        start = _now(self.x.device)
+        super().skim(predictor, options)
+        self.seconds.append(_now(self.x.device) - start)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 # --- work: each function prepares, and returns what is to be measured ------------------------------------------------
 
 
@@ -183,6 +201,25 @@ def forward(kind: str, n: int, setup: Setup) -> Callable[[], Tensor]:
             return model(tokens, classification_head_name=HEAD)[0]
         with patch.object(packed_module, "Buffer", buffer):
             return model(tokens, classification_head_name=HEAD)[0]
+
+    return run
+
+
+def skimmed_forward(kind: str, n: int, setup: Setup) -> Callable[[], dict[str, float]]:
+    """A forward that keeps what ``kind`` says: its seconds with and without those in predictors."""
+    model, tokens = build(base(kind), n, setup), batch(n, setup)
+    chosen = kept(kind, n, setup).flatten()
+
+    @torch.no_grad()
+    def run() -> dict[str, float]:
+        seconds: list[float] = []
+        with patch.object(
+            packed_module, "Buffer", type("Timed", (_TimedBuffer,), {"chosen": chosen, "seconds": seconds})
+        ):
+            start = _now(tokens.device)
+            model(tokens, classification_head_name=HEAD)
+            whole = _now(tokens.device) - start
+        return {"whole": whole, "rest": whole - sum(seconds)}
 
     return run
 
