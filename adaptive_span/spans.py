@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_efficient.compat_optim import NO_DECAY
+from fairseq_efficient.compat.optim import NO_DECAY
 from fairseq_efficient.ops.span_attention import span_width
 from fairseq_efficient.ops.span_attention.published import published_columns
 

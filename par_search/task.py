@@ -129,7 +129,7 @@ class SearchTask(SegmentLMTask):
             self._stable = {"layout": layout, "updates": self._stable["updates"] + 1 if same else 0}
 
     def training_is_over(self) -> bool:
-        """Whether the layout has been the same for long enough; see :mod:`fairseq_efficient.compat_tasks`."""
+        """Whether the layout has been the same for long enough; see :mod:`fairseq_efficient.compat.training`."""
         over = 0 < self.args.arch_stable_updates <= self._stable["updates"]
         if over:
             times = self._stable["updates"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
-from fairseq_efficient.compat_optim import learning_rate_times
+from fairseq_efficient.compat.optim import learning_rate_times
 from fairseq_efficient.ops.relaxed_onehot import gumbel_like, relaxed_onehot
 
 SKIP, KEEP = 0, 1

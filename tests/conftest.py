@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 
 import tests.quick  # noqa: F401  (makes fairseq's commands start sooner)
-from fairseq_efficient.compat import NOISE
+from fairseq_efficient.compat.libraries import NOISE
 from tests.made_data import make_pair_data, make_sentence_data, make_stream_data
 from tests.reliability import figures
 from tests.reliability.figures import figure, pytest_addoption  # noqa: F401

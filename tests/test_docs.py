@@ -197,7 +197,7 @@ def test_commands_can_be_parsed(document: str):
     from fairseq import options
 
     import efficient_systems  # noqa: F401
-    from fairseq_efficient import compat_cli
+    from fairseq_efficient.compat import mistakes
 
     blocks = re.findall(r"```bash\n(.*?)```", read(document), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
@@ -207,7 +207,7 @@ def test_commands_can_be_parsed(document: str):
             continue
         place = words.index("--user-dir")
         del words[place : place + 2]
-        with mock.patch.object(sys, "argv", ["tool"]), mock.patch.object(compat_cli, "_on_cpu", lambda _: False):
+        with mock.patch.object(sys, "argv", ["tool"]), mock.patch.object(mistakes, "_on_cpu", lambda _: False):
             parser = options.get_training_parser()
             options.parse_args_and_arch(parser, words[1:])
 

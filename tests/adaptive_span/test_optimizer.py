@@ -14,7 +14,7 @@ from torch import nn
 from adaptive_span.config import AdagradConfig
 from adaptive_span.optimizer import AdagradWithGradClip, FairseqAdagradWithGradClip, copy_into_master_
 from fairseq_efficient import compat
-from fairseq_efficient.compat_optim import NO_DECAY
+from fairseq_efficient.compat.optim import NO_DECAY
 from fairseq_efficient.errors import UserError
 from tests.adaptive_span.helpers import SPANS, sequential_lm
 from tests.stream_models import tokens

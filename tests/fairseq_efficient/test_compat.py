@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq_efficient import checkpoint_rules, checkpoints, compat, compat_checkpoints, compat_cli
+from fairseq_efficient import checkpoint_rules, checkpoints, compat
+from fairseq_efficient.compat import libraries, mistakes
+from fairseq_efficient.compat.checkpoints import describe_mismatch
 from fairseq_efficient.errors import UserError
 from tests.util import SYSTEMS, Command, System, error_line, run_cli, run_in_process, train_args
 
@@ -48,10 +50,10 @@ def test_apply_twice_changes_nothing():
 )
 def test_torch_version(version: str, fine: bool):
     if fine:
-        compat.require_torch(version)
+        libraries.require_torch(version)
     else:
         with pytest.raises(UserError, match=version.replace("+", r"\+") + r" is installed, torch >= 2\.10 is needed"):
-            compat.require_torch(version)
+            libraries.require_torch(version)
 
 
 def test_numpys_old_name_is_back_only_where_fairseq_uses_it():
@@ -93,8 +95,8 @@ def test_a_mismatch_is_told_in_one_line():
         "\n\tsize mismatch for d.weight: copying a param with shape torch.Size([4, 8]) from checkpoint, "
         "the shape in current model is torch.Size([8, 8])."
     )
-    assert compat_checkpoints.describe_mismatch(report).startswith("the file has no a.weight (3 keys differ);")
-    told = compat_checkpoints.describe_mismatch(report + sizes)
+    assert describe_mismatch(report).startswith("the file has no a.weight (3 keys differ);")
+    told = describe_mismatch(report + sizes)
     assert told.startswith("d.weight has shape [4, 8] in the file and [8, 8] in the model (4 keys differ);")
 
 
@@ -131,7 +133,7 @@ def chained(outer: Exception, inner: Exception, cause: bool) -> Exception:
     ],
 )
 def test_the_users_mistake_is_found_behind_an_error(err: Exception, message: str | None):
-    found = compat_cli.user_message(err)
+    found = mistakes.user_message(err)
     assert found == message if message is None else str(found).startswith(message)
 
 
@@ -144,7 +146,7 @@ def test_a_command_that_is_interrupted_says_so(file: str, line: str | None, caps
     try:
         names["main"]()
     except KeyboardInterrupt:
-        compat_cli._excepthook(sys.__excepthook__, *sys.exc_info())  # type: ignore[arg-type]
+        mistakes._excepthook(sys.__excepthook__, *sys.exc_info())  # type: ignore[arg-type]
     said = capsys.readouterr().err
     assert said == "interrupted\n" if line else "Traceback" in said
 
@@ -162,26 +164,26 @@ def test_a_command_that_is_interrupted_says_so(file: str, line: str | None, caps
 )
 def test_numbers_that_make_no_sense(values: dict[str, Any], message: str | None):
     if message is None:
-        compat_cli.check_values(values.items())
+        mistakes.check_values(values.items())
     else:
         with pytest.raises(UserError, match=message):
-            compat_cli.check_values(values.items())
+            mistakes.check_values(values.items())
 
 
 def test_the_folder_of_a_log_file_is_made(tmp_path: Path):
     path = tmp_path / "runs" / "one" / "train.log"
-    compat_cli.make_log_folder(argparse.Namespace(log_file=str(path)))
+    mistakes.make_log_folder(argparse.Namespace(log_file=str(path)))
     assert path.parent.is_dir()
-    compat_cli.make_log_folder(argparse.Namespace(log_file=None))
+    mistakes.make_log_folder(argparse.Namespace(log_file=None))
     path.parent.joinpath("file").touch()
     with pytest.raises(UserError, match=r"--log-file .*file/x\.log: "):
-        compat_cli.make_log_folder(argparse.Namespace(log_file=str(path.parent / "file" / "x.log")))
+        mistakes.make_log_folder(argparse.Namespace(log_file=str(path.parent / "file" / "x.log")))
 
 
 def test_bf16_does_not_mean_tpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     args = argparse.Namespace(bf16=True, tpu=True)
-    compat_cli.check_arguments(args)
+    mistakes.check_arguments(args)
     assert not args.tpu
 
 
@@ -209,10 +211,10 @@ def test_processes_that_would_train_alone(
         monkeypatch.setenv(name, value)
     distributed = SimpleNamespace(distributed_init_method=method, distributed_world_size=size)
     if message is None:
-        compat_cli.check_world(distributed, SimpleNamespace(cpu=False))
+        mistakes.check_world(distributed, SimpleNamespace(cpu=False))
     else:
         with pytest.raises(UserError, match=message):
-            compat_cli.check_world(distributed, SimpleNamespace(cpu=False))
+            mistakes.check_world(distributed, SimpleNamespace(cpu=False))
 
 
 def test_torchrun_on_the_cpu_is_refused(pair_data: Path, tmp_path: Path):

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fairseq_efficient import compat
-from fairseq_efficient.compat_optim import NO_DECAY, learning_rate_times
+from fairseq_efficient.compat.optim import NO_DECAY, learning_rate_times
 from fairseq_efficient.errors import UserError
 from tests.skimming.helpers import build
 

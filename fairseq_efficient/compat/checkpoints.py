@@ -1,19 +1,108 @@
-"""What stock fairseq does not say of checkpoints and their folder: patched in by :mod:`fairseq_efficient.compat`, which
-calls this."""
+"""How stock fairseq reads and writes checkpoints, and what it does not say of them and their folder."""
 
+import argparse
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+import torch
+
+from fairseq_efficient import checkpoint_sizes, checkpoints
+from fairseq_efficient.checkpoint_rules import check_checkpoint
 from fairseq_efficient.checkpoint_sizes import Bounded
+from fairseq_efficient.compat.patching import Overlay, patch
 from fairseq_efficient.errors import UserError
 
-Patch = Callable[[Any, str, Callable[[Any], Any]], None]
+
+def read_checkpoints_safely() -> None:
+    """Stock reads with torch's default, which an environment variable makes unsafe; it refuses its own older
+    checkpoints (``argparse.Namespace``), builds any architecture that a file names, and does not say which file is
+    damaged.
+
+    ``fairseq.checkpoint_utils`` calls ``torch.load(file, ...)`` in two places; in that module it now means
+    :func:`_load`.
+    """
+    from fairseq import checkpoint_utils
+
+    if not isinstance(checkpoint_utils.torch, Overlay):
+        checkpoint_utils.torch = Overlay(torch, load=_load)
 
 
-def name_the_save_dir(patch: Patch) -> None:
+def _load(file: Any, **_: Any) -> dict[str, Any]:
+    checkpoint_sizes.expect_nothing()
+    path, state = checkpoints.read_or_fall_back(file.name)
+    check_checkpoint(state, path)
+    return state
+
+
+def write_checkpoints_atomically() -> None:
+    """``checkpoint_best`` and ``checkpoint_last`` are copied in place (a crash leaves half a file), the first write
+    is not flushed to the disk before its rename, and a full disk leaves ``*.tmp`` behind.
+    """
+    from fairseq import checkpoint_utils
+    from fairseq.file_io import PathManager
+
+    def make_copy(stock: Any) -> Any:
+        def copy(src_path: str, dst_path: str, overwrite: bool = False) -> Any:
+            if any(PathManager.path_requires_pathmanager(path) for path in (src_path, dst_path)):
+                return stock(src_path, dst_path, overwrite=overwrite)
+            checkpoints.atomic_copy(src_path, dst_path)
+            return True
+
+        return copy
+
+    def make_save(stock: Any) -> Any:
+        def torch_persistent_save(obj: Any, filename: str, async_write: bool = False) -> None:
+            if async_write or PathManager.path_requires_pathmanager(filename):
+                return stock(obj, filename, async_write=async_write)
+            checkpoints.atomic_save(obj, filename)
+
+        return torch_persistent_save
+
+    patch(PathManager, "copy", make_copy)
+    patch(checkpoint_utils, "torch_persistent_save", make_save)
+
+
+def broadcast_plain_state() -> None:
+    """Resuming on two ranks sends the state through ``torch.load``, which since torch 2.6 refuses fairseq's
+    placeholder of a tensor, ``argparse.Namespace`` and ``DictConfig``: allow the first two and send the last as a
+    dict.
+    """
+    from fairseq.distributed import utils
+    from omegaconf import OmegaConf
+
+    def make_broadcast(stock: Any) -> Any:
+        def broadcast_object(obj: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(obj, dict) and OmegaConf.is_config(obj.get("cfg")):
+                obj = {**obj, "cfg": OmegaConf.to_container(obj["cfg"], enum_to_str=True)}
+            with torch.serialization.safe_globals([utils._TensorPlaceholder, argparse.Namespace]):
+                return stock(obj, *args, **kwargs)
+
+        return broadcast_object
+
+    patch(utils, "broadcast_object", make_broadcast)
+
+
+def ask_all_ranks_before_saving() -> None:
+    """Stock asks only the first rank's task what belongs into a checkpoint: a task whose state is spread over the
+    ranks has a method ``before_save(epoch_itr)``, which is called on all of them first.
+    """
+    from fairseq import checkpoint_utils
+
+    def make_save(stock: Any) -> Any:
+        def save_checkpoint(cfg: Any, trainer: Any, epoch_itr: Any, val_loss: Any) -> Any:
+            if not cfg.no_save and hasattr(trainer.task, "before_save"):
+                trainer.task.before_save(epoch_itr)
+            return stock(cfg, trainer, epoch_itr, val_loss)
+
+        return save_checkpoint
+
+    patch(checkpoint_utils, "save_checkpoint", make_save)
+
+
+def name_the_save_dir() -> None:
     """Stock ends in a traceback when ``--save-dir`` is no folder, or one without permission to write."""
     from fairseq import checkpoint_utils
 
@@ -29,7 +118,7 @@ def name_the_save_dir(patch: Patch) -> None:
     patch(checkpoint_utils, "verify_checkpoint_directory", make)
 
 
-def name_what_does_not_fit(patch: Patch) -> None:
+def name_what_does_not_fit() -> None:
     """Stock says "please ensure that the architectures match": say which key, with both shapes. It also builds a model
     of whatever size a checkpoint names.
 

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from fairseq_efficient.compat.patching import patch
 
-def recompute_as_it_was_computed(patch: Callable[[Any, str, Callable[[Any], Any]], None]) -> None:
+
+def recompute_as_it_was_computed() -> None:
     """Stock's ``checkpoint_wrapper`` computes a layer again outside of autocast, so that with ``--amp`` (and our
     ``--cpu-bf16``) gradients are not those of the loss; and what a layer reaches otherwise than by its arguments gets
     no gradient: torch's own does both. Offloaded layers stay stock's, under the autocast of the forward.

@@ -1,7 +1,4 @@
-"""The command line's part of :mod:`fairseq_efficient.compat`: find mistakes early, show them as one line.
-
-Nothing here changes fairseq; ``compat`` calls these functions from where it has patched it.
-"""
+"""Mistakes in what was typed: found early, shown as one line. Nothing here changes fairseq (``commands`` does)."""
 
 import argparse
 import dataclasses

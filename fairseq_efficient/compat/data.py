@@ -1,24 +1,46 @@
-"""Data that stock fairseq reports by errors of many types: one line that names the file or the flag; workers that end.
-
-:mod:`fairseq_efficient.compat` calls these functions with its ``patch``.
-"""
+"""Data that stock fairseq drops, or reports by errors of many types: one line that names the file or the flag; workers
+that end."""
 
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
+
+from fairseq_efficient.compat.patching import patch
 from fairseq_efficient.errors import UserError
 
-Patch = Callable[[Any, str, Callable[[Any], Any]], None]
 _FOLDERS = ("input0", "input1", "label")
 _NOT_THERE = "could not find dataset: "
 _UNEQUAL = ("dataset lengths must match", "datasets must have the same length")
 
 
-def end_workers(patch: Patch) -> None:
+def keep_last_batch() -> None:
+    """Stock drops the last batch, in every split, if its size is no multiple of ``--required-batch-size-multiple`` (8):
+    20 test lines give 16 hypotheses, 4 lines a ZeroDivisionError (fairseq issues 5036, 5094, 5351).
+    """
+    from fairseq.data import data_utils
+
+    def make_batches(stock: Any) -> Any:
+        def batch_by_size(indices: Any, *args: Any, **kwargs: Any) -> list[Any]:
+            indices = numpy.asarray(indices if hasattr(indices, "__len__") else list(indices), dtype=numpy.int64)
+            if len(indices) == 0:
+                return []
+            batches = list(stock(indices, *args, **kwargs))
+            if kwargs.get("fixed_shapes") is None:
+                rest = indices[sum(map(len, batches)) :]
+                batches += [rest] if len(rest) else []
+            return batches
+
+        return batch_by_size
+
+    patch(data_utils, "batch_by_size", make_batches)
+
+
+def end_workers() -> None:
     """Stock's iterator of an epoch and its sampler hold each other, so only the garbage collector finds those that are
     no longer used, in no particular order: the loader's pipes may be closed before its workers are told to end, and
     training stands still for 5 seconds a worker."""
@@ -36,7 +58,7 @@ def end_workers(patch: Patch) -> None:
     patch(FrozenBatchSampler, "__init__", make)
 
 
-def name_broken_dictionaries(patch: Patch) -> None:
+def name_broken_dictionaries() -> None:
     """Stock raises errors of four types, most without the file's name, for a dictionary that is missing or damaged."""
     from fairseq.data import Dictionary
 
@@ -71,7 +93,7 @@ def _why_broken(err: Exception) -> str | None:
     return None
 
 
-def name_broken_files(patch: Patch) -> None:
+def name_broken_files() -> None:
     """Stock raises an assertion, or errors of numpy, for ``.bin`` and ``.idx`` that are damaged or of two data sets."""
     from fairseq.data import data_utils
 
@@ -89,7 +111,7 @@ def name_broken_files(patch: Patch) -> None:
     patch(data_utils, "load_indexed_dataset", make)
 
 
-def name_broken_labels(patch: Patch) -> None:
+def name_broken_labels() -> None:
     """Task ``sentence_prediction``: a forgotten ``--num-classes``, a split that is not there, scores that are none, and
     labels that are not as many as the texts."""
     from fairseq.tasks.sentence_prediction import SentencePredictionTask

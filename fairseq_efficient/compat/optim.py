@@ -1,12 +1,12 @@
-"""What stock fairseq never asks a parameter: patched in by :mod:`fairseq_efficient.compat`, which calls this.
+"""What stock fairseq never asks a parameter.
 
 A parameter says it by ``parameter.param_group``, the one attribute that fairseq copies to the fp32 masters of half
 precision (``--fp16-no-flatten-grads``; ``--bf16`` never flattens).
 """
 
-from collections.abc import Callable
 from typing import Any
 
+from fairseq_efficient.compat.patching import patch
 from fairseq_efficient.errors import UserError
 
 NO_DECAY = "no_weight_decay"  # weight decay leaves it alone
@@ -30,7 +30,7 @@ def _name(parameter: Any) -> str | None:
     return name if isinstance(name, str) and (name == NO_DECAY or name.startswith(_SCALE)) else None
 
 
-def give_parameters_their_groups(patch: Callable[[Any, str, Callable[[Any], Any]], None]) -> None:
+def give_parameters_their_groups() -> None:
     """Stock optimizers treat all parameters alike: marked ones get groups of their own, and ``set_lr`` knows them."""
     from fairseq import optim
     from fairseq.optim.fairseq_optimizer import FairseqOptimizer
