@@ -92,6 +92,7 @@ class SequentialDecoder(FairseqIncrementalDecoder):
             self.adaptive_softmax: Any = ProjectedAdaptiveSoftmax(
                 types, dim, list(io.cutoffs), io.dropout, self.pad, factor=io.factor,
                 adaptive_inputs=adaptive if io.tie_weights else None, tie_proj=io.tie_projections,
+                cpu_bf16=o.cpu_bf16,
             )  # fmt: skip
         else:
             self.output_projection = nn.Linear(dim, types)

@@ -99,6 +99,7 @@ class BlockDecoder(FairseqIncrementalDecoder):
             self.adaptive_softmax = ExactAdaptiveSoftmax(
                 types, dim, list(o.cutoffs), o.softmax_dropout, self.pad, factor=o.softmax_factor,
                 adaptive_inputs=adaptive if o.tie_weights else None, tie_proj=o.tie_projections,
+                cpu_bf16=o.cpu_bf16,
             )  # fmt: skip
             return
         self.output_projection = nn.Linear(dim, types, bias=False)

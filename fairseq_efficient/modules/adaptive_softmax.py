@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, linear, log_softmax
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.precision import cpu_bf16_autocast
 
 
 class CleanAdaptiveInput(AdaptiveInput):
@@ -58,12 +60,25 @@ class ExactAdaptiveSoftmax(AdaptiveSoftmax):
     unnormalised; and its criterion ``adaptive_loss`` takes the type next to a tail's first for a pad, and forgets it.
 
     Args:
-        pad: id of the pad, which is in the head. Others as fairseq's.
+        pad: id of the pad, which is in the head. cpu_bf16: its products are in bf16 on the CPU, as the model's; asked
+            after the model's forward, it is not under that one's autocast. Others as fairseq's.
     """
 
-    def __init__(self, vocab_size: int, input_dim: int, cutoff: list[int], dropout: float, pad: int, **more: Any):
+    def __init__(
+        self,
+        vocab_size: int,
+        input_dim: int,
+        cutoff: list[int],
+        dropout: float,
+        pad: int,
+        cpu_bf16: bool = False,
+        **more: Any,
+    ):
         super().__init__(vocab_size, input_dim, cutoff, dropout, **more)
-        self.pad = pad
+        self.pad, self.cpu_bf16 = pad, cpu_bf16
+
+    def _half(self, states: Tensor) -> AbstractContextManager[object]:
+        return cpu_bf16_autocast(self.cpu_bf16, states.device)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Nothing: stock asks for its version, which the weights of ``--store-ema`` do not hold."""
@@ -73,7 +88,9 @@ class ExactAdaptiveSoftmax(AdaptiveSoftmax):
 
         In a tail no target is the number of the pad, which the criterion ignores: that type changes its place.
         """
-        output, targets = super().forward(input, target)
+        with self._half(input):
+            output, targets = super().forward(input, target)
+        output = [one if one is None else _wide(one) for one in output]
         for tail in range(1, len(output)):
             if output[tail] is not None and output[tail].size(1) > self.pad:
                 output[tail], targets[tail] = self._without_pad(output[tail], targets[tail])
@@ -92,7 +109,10 @@ class ExactAdaptiveSoftmax(AdaptiveSoftmax):
         Returns:
             The sum; with ``reduce=False`` (B * T,). Tails without target get a gradient of zero.
         """
-        states, target = input.reshape(-1, input.size(-1)), target.reshape(-1)
+        with self._half(input):
+            return self._loss(input.reshape(-1, input.size(-1)), target.reshape(-1), reduce)
+
+    def _loss(self, states: Tensor, target: Tensor, reduce: bool) -> Tensor:
         states = self.dropout_module(states)
         bounds = torch.tensor(self.cutoff[:-1], device=target.device)
         band = torch.bucketize(target, bounds, right=True)  # 0 is the head
@@ -111,7 +131,10 @@ class ExactAdaptiveSoftmax(AdaptiveSoftmax):
 
     def get_log_prob(self, input: Tensor, target: Tensor | None = None) -> Tensor:
         """Log-probabilities (B, T, V) of all types at states (B, T, C), in fp32 or better, whatever the target."""
-        states = input.reshape(-1, input.size(-1))
+        with self._half(input):
+            return self._log_prob(input.reshape(-1, input.size(-1))).view(*input.shape[:-1], -1)
+
+    def _log_prob(self, states: Tensor) -> Tensor:
         head = log_softmax(_wide(self.head(states)), -1)
         first = self.cutoff[0]
         found = head.new_empty(states.size(0), self.vocab_size)
@@ -119,7 +142,7 @@ class ExactAdaptiveSoftmax(AdaptiveSoftmax):
         for number, tail in enumerate(self.tail):
             start, end = self.cutoff[number], self.cutoff[number + 1]
             found[:, start:end] = log_softmax(_wide(tail(states)), -1) + head[:, first + number, None]
-        return found.view(*input.shape[:-1], -1)
+        return found
 
 
 class ProjectedAdaptiveSoftmax(ExactAdaptiveSoftmax):
@@ -140,9 +163,11 @@ class ProjectedAdaptiveSoftmax(ExactAdaptiveSoftmax):
         factor: float = 4.0,
         adaptive_inputs: Any = None,
         tie_proj: bool = False,
+        cpu_bf16: bool = False,
     ):
         nn.Module.__init__(self)  # stock would first make bands of another form
         self.vocab_size, self.input_dim, self.factor, self.pad = vocab_size, input_dim, factor, pad
+        self.cpu_bf16 = cpu_bf16
         self.cutoff = [*cutoff, vocab_size]
         self.dropout_module = FairseqDropout(dropout, module_name=type(self).__name__)
         bands = []

@@ -1,6 +1,7 @@
 """Adaptive input and softmax with biases and a projection before the head: normalised, tied, exact losses."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +51,24 @@ def test_losses_are_the_log_probabilities(flags: dict[str, Any]):
     assert_close(softmax.loss(net_output[0], EVERY, reduce=False), every.flatten(), 1e-9)
     sample = {"net_input": {"src_tokens": tokens(2, 17)}, "target": EVERY}
     assert_close(AdaptiveLoss(task(), False)(model, sample)[0].squeeze(), every.sum(), 1e-9)
+
+
+@pytest.mark.parametrize("flags", KINDS[:2], ids=str)
+def test_cpu_bf16_probabilities(flags: dict[str, Any]):
+    """As fairseq-eval-lm asks for them: weights rounded for inference, outside of the model's forward."""
+    found = []
+    for half in (False, True):
+        model = sequential_lm(double=False, cpu_bf16=half, **flags).eval()
+        model.prepare_for_inference_(SimpleNamespace(generation=SimpleNamespace(beam=1, print_alignment=None)))
+        net_output = model(tokens(2, 17))
+        found.append(model.get_normalized_probs(net_output, log_probs=True).detach())
+        loss = model.decoder.adaptive_softmax.loss(net_output[0], EVERY, reduce=False)
+        sample = {"net_input": {"src_tokens": tokens(2, 17)}, "target": EVERY}
+        assert found[-1].dtype == loss.dtype == torch.float32
+        assert_close(AdaptiveLoss(task(), False)(model, sample)[0].squeeze(), loss.sum(), 1e-3)
+    assert_close(found[1].exp().sum(-1), torch.ones(2, 17), 1e-5)
+    assert_close(found[1], found[0], 0.1, 0.1)
+    assert not torch.equal(found[1], found[0])
 
 
 def test_the_formula():

@@ -145,6 +145,25 @@ def test_cpu_bf16_with_adaptive_inputs(flags: dict[str, Any]):
     assert_close(model(tokens(2, 17))[0].float(), before.float(), 0.05, 0.05)
 
 
+@pytest.mark.parametrize("flags", [{"adaptive_softmax_cutoff": "8,16"}, TIED], ids=str)
+def test_cpu_bf16_probabilities(flags: dict[str, Any]):
+    """As fairseq-eval-lm asks for them: weights rounded for inference, outside of the model's forward."""
+    found = []
+    for half in (False, True):
+        model = par_lm("afa", double=False, cpu_bf16=half, **flags).eval()
+        model.prepare_for_inference_(SimpleNamespace(generation=SimpleNamespace(beam=1, print_alignment=None)))
+        net_output = model(tokens(2, 17))
+        found.append(model.get_normalized_probs(net_output, log_probs=True).detach())
+        loss = model.decoder.nll(net_output[0], EVERY, reduce=False)
+        assert found[-1].dtype == loss.dtype == torch.float32
+        assert_close(
+            loss, -found[-1].gather(2, EVERY.unsqueeze(2)).flatten().masked_fill(EVERY.flatten() == 1, 0), 1e-5
+        )
+    assert_close(found[1].exp().sum(-1), torch.ones(2, 17), 1e-5)
+    assert_close(found[1], found[0], 0.1, 0.1)
+    assert not torch.equal(found[1], found[0])
+
+
 def test_cutoffs_are_read():
     assert parse_cutoffs("x", "250, 2500", 5000, 1) == [250, 2500]
     assert parse_cutoffs("x", None, 5000, 1) == [] == parse_cutoffs("x", " ", 5000, 1)
