@@ -36,6 +36,14 @@ setup(
     ],
     extras_require={
         "peers": ["transformers>=5"],  # only scripts/bench/peers.py, which compares with it
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff", "mypy"],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff",
+            "mypy",
+            "pdoc>=15",
+        ],
     },
 )
