@@ -7,7 +7,17 @@ fault is present.
 
 import torch
 
-from fairseq_efficient.compat import checkpoints, commands, data, generation, libraries, optim, recompute, training
+from fairseq_efficient.compat import (
+    allocator,
+    checkpoints,
+    commands,
+    data,
+    generation,
+    libraries,
+    optim,
+    recompute,
+    training,
+)
 
 
 def apply() -> None:
@@ -20,6 +30,7 @@ def apply() -> None:
     libraries.require_torch(torch.__version__)
     libraries.silence_deprecations()
     libraries.restore_numpy_names()
+    allocator.keep_freed_memory()
     data.keep_last_batch()
     data.end_workers()
     data.name_broken_dictionaries()

@@ -78,11 +78,14 @@ def build(args: argparse.Namespace) -> Page:
 
 
 def read(name: str, folder: Path, subset: str) -> Run:
-    places = {"train_log": ["train.log"], "evaluation": [f"eval-{subset}.log"]}
-    files = find_files(folder, places)
-    log = read_train_log(files["train_log"]) if files["train_log"] else None
-    evaluation = read_evaluation(files["evaluation"]) if files["evaluation"] else None
-    return Run(name, log, evaluation, architecture.read_probabilities(log) if log else None)
+    train_log = find_files(folder, {"train_log": ["train.log"]})["train_log"]
+    log = read_train_log(train_log) if train_log else None
+    found = architecture.read_probabilities(log) if log else None
+    scored = folder / f"eval-{subset}.log"
+    if found is not None and not scored.exists():  # of a search, whose layout is trained, and evaluated, elsewhere
+        return Run(name, log, None, found)
+    file = find_files(folder, {"evaluation": [scored.name]})["evaluation"]
+    return Run(name, log, read_evaluation(file) if file else None, found)
 
 
 # --- sections -------------------------------------------------------------------------------------------------------

@@ -240,6 +240,7 @@ def report(tmp_path: Path, *args: str | Path) -> tuple[str, str]:
 def test_the_page_of_a_search(searched: Path, tmp_path: Path):
     more = ("--png", tmp_path / "a.png", "--gif", tmp_path / "a.gif")
     said, html = report(tmp_path, searched, *more)
+    assert "eval-test" not in said  # a search is not evaluated: its layout is, trained from scratch
     assert "wrote" in said and (tmp_path / "a.png").exists() and (tmp_path / "a.gif").exists()
     assert html.count("data:image/gif;base64") == 1 and "temperature" in html and "Results" in html
     assert not re.search(r"https?://(?!www.w3.org)", html)
