@@ -63,6 +63,11 @@ def frames(found: Probabilities) -> np.ndarray:
     return found.values.transpose(0, 2, 1)
 
 
+def _top(found: Probabilities) -> float:
+    """Where the colours end: a search that is undecided is not all of one colour."""
+    return float(np.ceil(10 * found.values.max()) / 10)
+
+
 def _over_training(canvas: Any, found: Probabilities) -> None:
     """A heat map for each kind, blocks from bottom to top, updates from left to right."""
     axes = canvas.subplots(1, len(KINDS), sharey=True, squeeze=False)[0]
@@ -70,7 +75,7 @@ def _over_training(canvas: Any, found: Probabilities) -> None:
     image = None
     for number, (one, name) in enumerate(zip(axes, KINDS.values(), strict=True)):
         image = one.pcolormesh(edges, np.arange(found.values.shape[1] + 1) - 0.5, found.values[:, :, number].T,
-                               vmin=0, vmax=1, cmap=_MAP, rasterized=True)  # fmt: skip
+                               vmin=0, vmax=_top(found), cmap=_MAP, rasterized=True)  # fmt: skip
         one.set_title(name, loc="left", fontsize=10)
         one.set_xlabel("update")
         one.grid(False)
@@ -101,7 +106,7 @@ def gif(found: Probabilities, seconds: float = 12.0) -> bytes:
     canvas = Canvas(figsize=(max(4.0, 0.34 * blocks + 1.6), 2.2), layout="constrained", dpi=80)
     agg = FigureCanvasAgg(canvas)
     axes = canvas.add_subplot()
-    image = axes.imshow(pictures[0], vmin=0, vmax=1, cmap=_MAP, aspect="auto")
+    image = axes.imshow(pictures[0], vmin=0, vmax=_top(found), cmap=_MAP, aspect="auto")
     axes.set_yticks(range(len(KINDS)), list(KINDS.values()))
     axes.set_xticks(range(0, blocks, 1 if blocks <= 16 else 4))
     axes.set_xlabel("block")

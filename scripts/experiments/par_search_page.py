@@ -21,7 +21,7 @@ scratch by `scripts/experiments/par_search_lm.py`:
 
 - **interleaved**: afaf..., a plain Transformer-XL;
 - **par**: the rule of the PAR paper: one block in so many is attention, spread over the first two thirds;
-- **searched**: a supernet is trained with each seed (`scripts/search_layout.py`), and its most probable layout is
+- **searched**: a supernet is trained with each seed (`scripts/search_layout.py`), and the layout read out of it is
   trained from scratch with that seed. Blocks that became nothing are left out;
 - **random**: the blocks of the searched layout of that seed in an order that was drawn.
 
@@ -81,7 +81,8 @@ def _facts(data: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
         f"- training: {settings['batch_size']} lanes, blocks of {settings['tokens_per_sample']} tokens, Adam, peak "
         f"learning rate {settings['lr']:g}, cosine, warm-up {settings['warmup']:.0%}, clip {settings['clip_norm']:g}, "
         f"{settings['precision']} on {settings['device']}, {settings['threads']} CPU threads",
-        f"- search: {settings['search_updates']:,} updates; {settings['search_flags'] or 'as the flags default'}",
+        f"- search: {settings['search_updates']:,} updates; {settings['search_flags'] or 'as the flags default'}; layout: "
+        + (f"`derive_layout.py {settings['derive']}`" if settings.get("derive") else "the most probable"),
         f"- evaluation: blocks of {settings['eval_tokens']} tokens, memory {settings['eval_mem_len']}",
     ]
 

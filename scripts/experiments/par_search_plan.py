@@ -44,7 +44,7 @@ class Plan(LanguageModelPlan):
         names = (
             "blocks", "dim", "ffn", "heads", "mem_len", "dropout", "par_ratio", "updates", "batch_size",
             "tokens_per_sample", "lr", "warmup", "clip_norm", "device", "precision", "threads", "search_updates",
-            "search_flags", "original_updates", "original_flags", "eval_tokens", "eval_mem_len",
+            "search_flags", "derive", "original_updates", "original_flags", "eval_tokens", "eval_mem_len",
         )  # fmt: skip
         return {**{name: getattr(self.args, name) for name in names}, "cutoffs": self.cutoffs}
 

@@ -28,7 +28,8 @@ def write(folder: Path, plan: Plan, runs: Sequence[Run]) -> None:
 
 def draw_search(folder: Path, plan: Plan, seeds: Sequence[int]) -> None:
     """The page of the searches, and the heat map of the first as a still and a moving picture."""
-    pictures = ["--png", folder / f"{NAME}_search.png", "--gif", folder / f"{NAME}_search.gif"]
+    stem = f"{NAME}_search_{plan.source}"
+    pictures = ["--png", folder / f"{stem}.png", "--gif", folder / f"{stem}.gif"]
     runs, page = map(plan.search_folder, seeds), Path(plan.args.out, "search.html")
     draw(ROOT / "scripts" / "report.py", "par_search", *runs, "--out", page, *pictures)
 

@@ -84,9 +84,9 @@ def test_all_stages(
     text = (folder / "par_search.md").read_text()
     assert "| batch 32, keys and values |" in text and f"`{layouts['searched']}`" in text
     assert re.search(r"- par: test perplexity [+-][\d.]+% against interleaved", text)
-    for name in ("par_search.png", "par_search_search.png"):
+    for name in ("par_search.png", f"par_search_search_{stream_data.name}.png"):
         assert (folder / name).stat().st_size > 5_000
-    with Image.open(folder / "par_search_search.gif") as moving:
+    with Image.open(folder / f"par_search_search_{stream_data.name}.gif") as moving:
         assert moving.n_frames == 6
 
     ran.clear()
