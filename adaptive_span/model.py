@@ -97,7 +97,7 @@ def decoder_options(cfg: Any, dictionary: Any) -> DecoderOptions:
         str(cfg.adapt_span_mask) == "orig",
         str(cfg.empty_cache) == "zeros",
     )
-    cutoffs, input_cutoffs = read_cutoffs(cfg, dictionary, dim)
+    cutoffs, input_cutoffs = read_cutoffs(cfg, dictionary)
     return DecoderOptions(
         LayerOptions(attention, cfg.decoder_ffn_embed_dim, inside[1], str(cfg.activation_fn)),
         cfg.decoder_layers,

@@ -88,14 +88,16 @@ class SearchCriterion(PureCrossEntropy):
     @torch.no_grad()
     def _architecture(self, decoder: Any) -> dict[str, Any]:
         """Scalars that stay on the device: reading them would hold up the backward pass."""
-        probabilities = decoder.probabilities()
-        sums = torch.stack([decoder.entropy(), self.costs(decoder).expected(probabilities)])
-        names = [f"_block/{number:02d}/{kind}" for number in range(len(probabilities)) for kind in KINDS]
+        probabilities, entropies = decoder.probabilities(), decoder.entropies()
+        sums = torch.stack([entropies.mean(), self.costs(decoder).expected(probabilities)])
+        blocks = range(len(probabilities))
+        names = [f"_block/{number:02d}/{kind}" for number in blocks for kind in KINDS]
         return {
             "_arch": 1.0,  # how many times the others are added up
             "_tau": decoder.tau,
             **dict(zip(("_arch_entropy", "_arch_cost"), sums.unbind(), strict=True)),
             **dict(zip(names, probabilities.flatten().unbind(), strict=True)),
+            **dict(zip((f"_block/{number:02d}/entropy" for number in blocks), entropies.unbind(), strict=True)),
         }
 
     @classmethod

@@ -109,8 +109,8 @@ class BlockDecoder(FairseqIncrementalDecoder):
 
     # --- which blocks -------------------------------------------------------------------------------------------
 
-    def chain(self, layout: str | None = None) -> Chain:
-        """The blocks that a token passes; ``layout`` is for a supernet."""
+    def chain(self, layout: str | None = None, noise: tuple[Tensor] | None = None) -> Chain:
+        """The blocks that a token passes; ``layout`` and ``noise`` are for a supernet, see :meth:`forward`."""
         raise NotImplementedError
 
     def attention_count(self) -> int:
@@ -145,6 +145,7 @@ class BlockDecoder(FairseqIncrementalDecoder):
         memory: Sequence[Tensor] | None = None,
         memory_length: int | None = None,
         layout: str | None = None,
+        noise: tuple[Tensor] | None = None,
         **_: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Logits (B, T, V) for the token after each, and extras. With adaptive softmax: its input (B, T, C).
@@ -155,6 +156,7 @@ class BlockDecoder(FairseqIncrementalDecoder):
             memory: what ``extras["memory"]`` was for the tokens before; see :mod:`par_search.blocks`.
             memory_length: tokens to remember, instead of ``--mem-len``.
             layout: of a supernet, what each block is, instead of what it learned.
+            noise: of a supernet, the draw (L, 3) of a training step, instead of a new one; not one for each row.
 
         Returns:
             logits, and ``attn``, ``memory``.
@@ -163,7 +165,7 @@ class BlockDecoder(FairseqIncrementalDecoder):
             if incremental_state is not None:
                 return self.output_layer(self._incremental(prev_output_tokens, incremental_state)), {"attn": [None]}
             tokens, back = left_aligned(prev_output_tokens, self.pad, self.training)
-            x, kept = self.extract(tokens, memory, memory_length, layout)
+            x, kept = self.extract(tokens, memory, memory_length, self.chain(layout, noise))
             if back is not None:
                 x = x.gather(1, back.unsqueeze(-1).expand_as(x))
             return self.output_layer(x), {"attn": [None], "memory": kept}
@@ -173,7 +175,7 @@ class BlockDecoder(FairseqIncrementalDecoder):
         tokens: Tensor,
         memory: Sequence[Tensor] | None = None,
         memory_length: int | None = None,
-        layout: str | None = None,
+        chain: Chain | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """States (B, T, C) that :meth:`output_layer` reads, and the memory that they leave."""
         length = self.options.mem_len if memory_length is None else memory_length
@@ -181,7 +183,7 @@ class BlockDecoder(FairseqIncrementalDecoder):
         x = self._embed(tokens)
         window = length if self.options.same_length and length else None
         reach = Reach(self._positions(remembered + tokens.size(1), x), length, window)
-        x, kept = self.run(x, memory, reach, self.chain(layout))
+        x, kept = self.run(x, memory, reach, self.chain() if chain is None else chain)
         return self._end(x), kept
 
     def _embed(self, tokens: Tensor) -> Tensor:
@@ -230,14 +232,23 @@ class BlockDecoder(FairseqIncrementalDecoder):
         state: DecodingState | None = self.get_incremental_state(incremental_state, "blocks")
         chain = self.chain()
         if state is None:
-            length = self.options.mem_len if self.decoding_memory is None else self.decoding_memory
-            window = length if self.options.same_length and length else length + 1
-            state = DecodingState([WindowCache(window=window) for slot, _ in chain if slot is not None])
+            state = DecodingState([WindowCache(window=self._window()) for slot, _ in chain if slot is not None])
             self.set_incremental_state(incremental_state, "blocks", state)
             if tokens.size(1) > 1:
                 return self._prefill(tokens, state, chain)
         new = [self._step(tokens[:, place], state, chain) for place in range(state.seen, tokens.size(1))]
         return torch.stack(new, 1)
+
+    def _window(self) -> int:
+        """Keys that a token sees in decoding, itself among them: as many as the last one of a block in training.
+
+        ``decoding_memory``: as in evaluation with blocks of one token.
+        """
+        o = self.options
+        length = o.mem_len if self.decoding_memory is None else self.decoding_memory
+        if o.same_length and length:
+            return length
+        return length + (o.tokens or 1 if self.decoding_memory is None else 1)
 
     def _prefill(self, tokens: Tensor, state: DecodingState, chain: Chain) -> Tensor:
         """Read tokens (R, n) without pads at once; each sees what it would see if they came one by one."""
@@ -283,7 +294,7 @@ class ParDecoder(BlockDecoder):
         blocks = [kinds[kind](options.block) if kind in kinds else nn.Identity() for kind in layout]
         self.blocks = nn.ModuleList(checkpoint_wrapper(one) if options.checkpoint else one for one in blocks)
 
-    def chain(self, layout: str | None = None) -> Chain:
+    def chain(self, layout: str | None = None, noise: tuple[Tensor] | None = None) -> Chain:
         if layout is not None:
             raise ValueError("the layout of a par_lm is fixed")
         slot = itertools.count()

@@ -25,7 +25,8 @@ def most_probable(probabilities: Tensor) -> str:
 
 
 def within_budget(probabilities: Tensor, costs: Costs, budget: float) -> str:
-    """The most probable layout of those that cost at most ``budget``, exactly; of equals one that costs most.
+    """The most probable layout of those that cost at most ``budget``, exactly; of equals one that costs most. Not all
+    of its blocks are identity.
 
     Costs do not depend on the place of a block, so what remains open after l blocks is how many of each kind were
     chosen: dynamic programming over (attention, feed-forward), O(L^3).
@@ -45,6 +46,7 @@ def within_budget(probabilities: Tensor, costs: Costs, budget: float) -> str:
                     longer[key] = (chance + gain, layout + kind)
         best = longer
     slack = budget + 1e-9 * abs(budget)  # a budget that was computed as the cost of a layout allows it
+    best.pop((0, 0))  # a net without blocks
     allowed = [one for one in best.values() if costs.of_layout(one[1]) <= slack]
     if not allowed:
         least = min(costs.of_layout(layout) for _, layout in best.values())

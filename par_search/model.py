@@ -1,5 +1,6 @@
 """The models ``par_lm`` and ``par_supernet``: flags to parts, with one line for each mistake."""
 
+import logging
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ from fairseq_efficient.errors import UserError
 from fairseq_efficient.hub.loading import PretrainedLanguageModel
 from fairseq_efficient.modules.adaptive_softmax import read_cutoffs
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach
+from fairseq_efficient.ops.relaxed_onehot import gumbel_like
 from fairseq_efficient.plugin.flat_config import Architectures, complete_config, register_architectures
 from fairseq_efficient.precision import round_linear_weights_
 from par_search.blocks import BlockOptions
@@ -17,6 +19,8 @@ from par_search.criterion import SearchCriterion
 from par_search.decoder import BlockDecoder, DecoderOptions, ParDecoder
 from par_search.layout import DEFAULT_BLOCKS, build_layout
 from par_search.supernet import SupernetDecoder, Temperature
+
+logger = logging.getLogger(__name__)
 
 
 class BlockLanguageModel(Architectures, PretrainedLanguageModel, StreamLanguageModel):
@@ -59,7 +63,10 @@ class ParLanguageModel(BlockLanguageModel):
     @classmethod
     def build_decoder(cls, cfg: Any, dictionary: Any) -> ParDecoder:
         rule = (str(cfg.layout_rule), cfg.decoder_blocks, cfg.par_ratio, cfg.sandwich_coefficient)
-        return ParDecoder(dictionary, decoder_options(cfg, dictionary), build_layout(cfg.layout or "", *rule))
+        layout = build_layout(cfg.layout or "", *rule)
+        if "a" not in layout:
+            logger.warning(f"the layout {layout} has no attention: each token is predicted from the last one alone")
+        return ParDecoder(dictionary, decoder_options(cfg, dictionary), layout)
 
     def trained_by(self, criterion: Any) -> None:
         if isinstance(criterion, SearchCriterion):
@@ -72,6 +79,9 @@ class SupernetLanguageModel(BlockLanguageModel):
 
     arch = "par_supernet"
     config = SupernetConfig
+
+    def draws(self) -> dict[str, Any]:
+        return {"noise": (gumbel_like(self.decoder.alpha),)}
 
     @classmethod
     def build_decoder(cls, cfg: Any, dictionary: Any) -> SupernetDecoder:
@@ -160,7 +170,7 @@ def _check_ranges(cfg: Any) -> None:
 
 def _cutoffs(cfg: Any, dictionary: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Cutoffs of softmax and input; UserError where they cannot be, or cannot be tied."""
-    softmax, inputs = read_cutoffs(cfg, dictionary, cfg.decoder_embed_dim)
+    softmax, inputs = read_cutoffs(cfg, dictionary)
     if cfg.share_decoder_input_output_embed and (softmax or inputs):
         raise UserError("--share-decoder-input-output-embed is for a full softmax: say --tie-adaptive-weights")
     return softmax, inputs

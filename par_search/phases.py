@@ -9,6 +9,7 @@ import numpy as np
 from fairseq_efficient.errors import UserError
 
 WEIGHTS, ARCHITECTURE = "weights", "architecture"
+LEAST_SHARE = 0.001
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Phases:
         """UserError for flags out of range."""
         if warmup < 0:
             raise UserError(f"--arch-warmup-updates {warmup}: must not be negative")
-        if not 0 < share < 1 or not math.isfinite(share):
-            raise UserError(f"--arch-update-share {share}: must be between 0 and 1")
-        return cls(warmup, max(Fraction(share).limit_denominator(1000), Fraction(1, 1000)))
+        if not LEAST_SHARE <= share <= 1 - LEAST_SHARE:
+            raise UserError(f"--arch-update-share {share}: must be between {LEAST_SHARE:g} and {1 - LEAST_SHARE:g}")
+        return cls(warmup, Fraction(share).limit_denominator(1000))
 
     def architecture_updates(self, updates: int) -> int:
         """How many of the first ``updates`` updates are of the architecture."""

@@ -55,16 +55,16 @@ def retrain_command(cfg: Mapping[str, Any], layout: str, save_dir: str | Path) -
     ]
     for section, dataclass in parts:
         if dataclass is not None:
-            words += _flags(section, dataclass(), cfg.get(section) or {})
+            words += _flags(section, dataclass(), cfg)
     return shlex.join(words)
 
 
-def _flags(section: str, defaults: Any, values: Mapping[str, Any]) -> Iterator[str]:
-    """Flags of the values that are not their default; those that follow others' (``${...}``) have none."""
+def _flags(section: str, defaults: Any, cfg: Mapping[str, Any]) -> Iterator[str]:
+    """Flags of the values of ``section`` that are not their default, which may be another flag's value (``${...}``)."""
+    values = cfg.get(section) or {}
     for one in dataclasses.fields(defaults):
-        default = getattr(defaults, one.name)
-        follows = isinstance(default, str) and default.startswith("${")
-        if one.name in _LEFT_OUT.get(section, ()) or one.name.startswith("_") or follows or one.name not in values:
+        default = _followed(getattr(defaults, one.name), values.get(one.name), cfg)
+        if one.name in _LEFT_OUT.get(section, ()) or one.name.startswith("_") or one.name not in values:
             continue
         if one.name not in _ONLY.get(section, {one.name}):
             continue
@@ -77,3 +77,12 @@ def _flags(section: str, defaults: Any, values: Mapping[str, Any]) -> Iterator[s
             yield flag
         else:
             yield from (flag, ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
+
+
+def _followed(default: Any, value: Any, cfg: Mapping[str, Any]) -> Any:
+    """``default``, or the value that it names: ``${dataset.batch_size}``; ``value`` where there is no such one."""
+    if not (isinstance(default, str) and default.startswith("${")):
+        return default
+    section, _, name = default[2:-1].rpartition(".")
+    found = (cfg.get(section) or {}).get(name, value)
+    return value if isinstance(value, str) and value == default else found

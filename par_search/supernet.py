@@ -104,10 +104,9 @@ class SupernetDecoder(BlockDecoder):
         """(L, 3) of attention, feed-forward and identity, in fp32 or better, with gradient."""
         return torch.softmax(self.alpha if self.alpha.dtype == torch.float64 else self.alpha.float(), -1)
 
-    def entropy(self) -> Tensor:
-        """Mean over the blocks, in nats."""
-        p = self.probabilities()
-        return -torch.special.xlogy(p, p).sum(-1).mean()
+    def entropies(self) -> Tensor:
+        """(L,) of each block's choice, in nats."""
+        return torch.special.entr(self.probabilities()).sum(-1)
 
     def layout(self) -> str:
         """What each block most probably is, identity blocks included; the first of equals."""
@@ -115,10 +114,10 @@ class SupernetDecoder(BlockDecoder):
 
     # --- blocks ---------------------------------------------------------------------------------------------------
 
-    def chain(self, layout: str | None = None) -> Chain:
-        """layout: what each block is, instead of what was learned or drawn."""
+    def chain(self, layout: str | None = None, noise: tuple[Tensor] | None = None) -> Chain:
+        """layout: what each block is, instead of what was learned or drawn; noise: instead of a new draw."""
         if layout is None and (self.training or self.mixture):
-            pairs = zip(self.blocks, self.mixing_weights(), strict=True)
+            pairs = zip(self.blocks, self.mixing_weights(*(noise or ())), strict=True)
             return [(number, MixedBlock(*pair)) for number, pair in enumerate(pairs)]
         layout = self.layout() if layout is None else parse_layout(layout, len(self.blocks))
         found: Chain = []
@@ -133,11 +132,12 @@ class SupernetDecoder(BlockDecoder):
     def attention_count(self) -> int:
         return len(self.blocks) if self.mixture else self.layout().count("a")
 
-    def mixing_weights(self) -> Tensor:
-        """(L, 3), drawn in training, the probabilities outside."""
+    def mixing_weights(self, noise: Tensor | None = None) -> Tensor:
+        """(L, 3), drawn in training, or by ``noise`` (L, 3); the probabilities outside."""
         if not self.training:
             return self.probabilities()
-        return relaxed_onehot(self.alpha, self.tau, self.straight_through, gumbel_like(self.alpha))
+        noise = gumbel_like(self.alpha) if noise is None else noise
+        return relaxed_onehot(self.alpha, self.tau, self.straight_through, noise)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> dict[str, Any]:
         """UserError for the weights of other blocks."""

@@ -8,7 +8,7 @@ from fairseq.tasks import register_task
 
 from fairseq_efficient import compat
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.plugin.segment_lm import SegmentLMConfig, SegmentLMTask
+from fairseq_efficient.plugin.segment_lm import SegmentLMConfig, SegmentLMTask, unwrapped
 from fairseq_efficient.stream_memory import collect
 from par_search.optimizer import find_search_optimizer
 from par_search.phases import ARCHITECTURE, WEIGHTS, Phases
@@ -66,11 +66,14 @@ class SearchTask(SegmentLMTask):
         if not hasattr(model.decoder, "alpha"):
             raise UserError("--task par_search trains a par_supernet; for other models say --task segment_lm")
         limit = getattr(args, "max_update", 0)
-        if isinstance(limit, int) and 0 < limit <= self.phases.warmup:
-            raise UserError(
+        if isinstance(limit, int) and limit > 0 and not self.phases.architecture_updates(limit):
+            none = (
                 f"--arch-warmup-updates {self.phases.warmup}: leaves no update for the architecture before "
                 f"--max-update {limit}"
             )
+            if limit <= self.phases.warmup:
+                raise UserError(none)
+            logger.warning(f"{none}, at --arch-update-share {self.args.arch_update_share:g}")
         return model
 
     def built_for_training(self) -> list[Any]:
@@ -124,7 +127,7 @@ class SearchTask(SegmentLMTask):
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         super().optimizer_step(optimizer, model, update_num)
         if self._phase == ARCHITECTURE and self.args.arch_stable_updates:
-            layout = getattr(model, "module", model).decoder.layout()
+            layout = unwrapped(model).decoder.layout()
             same = layout == self._stable["layout"]
             self._stable = {"layout": layout, "updates": self._stable["updates"] + 1 if same else 0}
 

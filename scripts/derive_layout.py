@@ -129,14 +129,21 @@ def table(probabilities: Sequence[Sequence[float]], layout: str) -> str:
     return "\n".join(lines)
 
 
-def measured(args: argparse.Namespace, model: Any, task: Any, layouts: Sequence[str], shape: Any) -> list[float]:
+def measured(
+    args: argparse.Namespace, model: Any, task: Any, layouts: Sequence[str], shape: Any
+) -> tuple[Any, list[float]]:
+    """Costs of blocks in milliseconds, and milliseconds of nets of these layouts."""
     import torch
 
-    from par_search.latency import measure
+    from par_search.costs import Costs
+    from par_search.latency import measure_kinds
 
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    return measure(task.source_dictionary, model.decoder.options, layouts, shape, device, runs=5)
+    options = model.decoder.options
+    blocks, rest, whole = measure_kinds(task.source_dictionary, options, shape, device, runs=5, layouts=layouts)
+    attention, feed_forward, identity = blocks
+    return Costs((attention, feed_forward, identity), "ms", rest), whole
 
 
 def main() -> None:
@@ -156,6 +163,10 @@ def main() -> None:
     layout = without_identity(chosen)
     probabilities = decoder.probabilities().detach()
     print(table(probabilities.tolist(), chosen))
+    undecided = int((probabilities == probabilities.max(-1, keepdim=True).values).sum(-1).gt(1).sum())
+    if undecided:
+        print(f"note: {undecided} blocks have no kind that is more probable than the others: the search has not "
+              "decided (were there updates of the architecture?)")  # fmt: skip
     interleaved = ("af" * len(chosen))[: len(chosen)]
     expected = costs.rest + costs.expected(probabilities).item()
     found.update(layout=layout, with_identity=chosen, probabilities=probabilities.tolist(), unit=costs.unit,
@@ -167,9 +178,11 @@ def main() -> None:
     if not args.no_measure:
         from dataclasses import replace
 
-        times = measured(args, model, task, [layout, interleaved], replace(shape, batch=args.batch))
-        found.update(measured_ms=times[0], interleaved_ms=times[1])
-        print(f"measured at batch {args.batch}: {times[0]:.2f} ms; interleaved {times[1]:.2f} ms")
+        clock, (own, other) = measured(args, model, task, [layout, interleaved], replace(shape, batch=args.batch))
+        predicted = clock.of_layout(layout)
+        found.update(measured_ms=own, predicted_ms=predicted, interleaved_ms=other)
+        print(f"measured at batch {args.batch}: {own:.2f} ms, predicted {predicted:.2f}; expected of the supernet "
+              f"{clock.rest + clock.expected(probabilities).item():.2f}; interleaved {other:.2f}")  # fmt: skip
     folder = args.save_dir or f"{args.checkpoint.parent}-{layout}"
     found["command"] = retrain_command(cfg, layout, folder)
     print(f"train it:\n{found['command']}")

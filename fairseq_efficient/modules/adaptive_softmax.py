@@ -1,6 +1,7 @@
 """fairseq's adaptive softmax with exact results: all rows normalised, and no type taken for a pad."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, linear, log_softmax
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.ops.optimal_cutoffs import band_width
 from fairseq_efficient.precision import cpu_bf16_autocast
 
 
@@ -22,7 +24,7 @@ class CleanAdaptiveInput(AdaptiveInput):
     band gets a gradient in each step, of zeros where a batch has none of its types.
 
     Args:
-        dim: channels of the first band and of the result; each further one has ``factor`` times fewer.
+        dim: channels of the first band and of the result; each further one has ``factor`` times fewer, at least 1.
         cutoff: ids at which bands begin.
     """
 
@@ -31,7 +33,7 @@ class CleanAdaptiveInput(AdaptiveInput):
         self.cutoff, self.embedding_dim, self.padding_idx = [*cutoff, types], dim, pad
         self.embeddings = nn.ModuleList()
         for number, (start, end) in enumerate(itertools.pairwise([0, *self.cutoff])):
-            words = nn.Embedding(end - start, int(dim // factor**number), None if number else pad)
+            words = nn.Embedding(end - start, band_width(dim, factor, number), None if number else pad)
             projection = nn.Linear(words.embedding_dim, dim, bias=False)
             reset_embedding(words)
             nn.init.xavier_uniform_(projection.weight)
@@ -76,6 +78,13 @@ class ExactAdaptiveSoftmax(AdaptiveSoftmax):
     ):
         super().__init__(vocab_size, input_dim, cutoff, dropout, **more)
         self.pad, self.cpu_bf16 = pad, cpu_bf16
+        for tail in self.tail:
+            if isinstance(tail[0], nn.Linear) and not tail[0].out_features:  # stock's would be constant
+                least = band_width(input_dim, self.factor, len(cutoff))
+                tail[0] = nn.Linear(input_dim, least, bias=False)
+                tail[2] = nn.Linear(least, tail[2].out_features, bias=False)
+                nn.init.xavier_uniform_(tail[0].weight)
+                nn.init.xavier_uniform_(tail[2].weight)
 
     def _half(self, states: Tensor) -> AbstractContextManager[object]:
         return cpu_bf16_autocast(self.cpu_bf16, states.device)
@@ -173,7 +182,7 @@ class ProjectedAdaptiveSoftmax(ExactAdaptiveSoftmax):
         bands = []
         for number, (start, end) in enumerate(itertools.pairwise([0, *self.cutoff])):
             words, proj = (None, None) if adaptive_inputs is None else adaptive_inputs.weights_for_band(number)
-            dim = int(input_dim // factor**number)
+            dim = band_width(input_dim, factor, number)
             rate = dropout if number else 0.0
             bands.append(_Band(input_dim, dim, end - start, rate, words, proj if tie_proj else None))
         self.head = _Head(bands[0], len(cutoff))
@@ -240,12 +249,10 @@ def parse_cutoffs(flag: str, text: str | None, types: int, pad: int) -> list[int
     return found
 
 
-def check_widths(dim: int, factor: float, bands: int, flag: str) -> None:
-    """UserError if a band would have no channel."""
-    if not factor >= 1:
+def check_factor(factor: float, flag: str) -> None:
+    """UserError if bands of rarer types would be wider."""
+    if not 1 <= factor < math.inf:
         raise UserError(f"--{flag} {factor}: must be at least 1")
-    if dim // factor ** (bands - 1) < 1:
-        raise UserError(f"--{flag} {factor}: band {bands} of {bands} would have no channel left of {dim}")
 
 
 def reset_embedding(embedding: nn.Embedding) -> None:
@@ -255,7 +262,7 @@ def reset_embedding(embedding: nn.Embedding) -> None:
         nn.init.zeros_(embedding.weight[embedding.padding_idx])
 
 
-def read_cutoffs(cfg: Any, dictionary: Any, dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def read_cutoffs(cfg: Any, dictionary: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Cutoffs of softmax and input by the flags ``--adaptive-*``; none is ().
 
     Raises:
@@ -269,8 +276,8 @@ def read_cutoffs(cfg: Any, dictionary: Any, dim: int) -> tuple[tuple[int, ...], 
     inputs = (inputs or softmax) if cfg.adaptive_input else []
     if cfg.adaptive_input and not inputs:
         raise UserError("--adaptive-input needs --adaptive-input-cutoff or --adaptive-softmax-cutoff")
-    check_widths(dim, cfg.adaptive_softmax_factor, len(softmax) + 1, "adaptive-softmax-factor")
-    check_widths(dim, cfg.adaptive_input_factor, len(inputs) + 1, "adaptive-input-factor")
+    check_factor(cfg.adaptive_softmax_factor, "adaptive-softmax-factor")
+    check_factor(cfg.adaptive_input_factor, "adaptive-input-factor")
     if cfg.tie_adaptive_proj and not cfg.tie_adaptive_weights:
         raise UserError("--tie-adaptive-proj needs --tie-adaptive-weights")
     if cfg.tie_adaptive_weights:

@@ -142,7 +142,8 @@ class RelativeSelfAttention(FusedSelfAttention):
         keys, values, lengths = remember(cache, rows, k, v)
         count = next_size(cache, keys.size(2))
         if count is not None:
-            cache.table = self.project_positions(sinusoids(count, self.embed_dim, x.device))
+            exact = torch.promote_types(x.dtype, torch.float32)
+            cache.table = self.project_positions(sinusoids(count, self.embed_dim, x.device, exact))
         assert cache.table is not None
         out = relative_attention_step(
             q, keys, values, cache.table, content_bias, position_bias, lengths, window=self.window

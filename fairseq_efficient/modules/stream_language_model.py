@@ -46,6 +46,13 @@ class StreamLanguageModel(FairseqLanguageModel):
         super().prepare_for_inference_(cfg)
         self.decoder.decoding_memory = getattr(getattr(cfg, "task", None), "eval_mem_len", None)
 
+    def draws(self) -> dict[str, Any]:
+        """Random choices of one training step that all rows share: arguments of :meth:`forward`, no tensors.
+
+        Asked for by ``--batch-split``, so that the parts of a batch choose alike.
+        """
+        return {}
+
     def after_update(self, optimizer: Any) -> None:
         """Called by the task after each step of the (fairseq) optimizer; for parameters that have a range."""
 

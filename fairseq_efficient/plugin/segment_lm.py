@@ -237,6 +237,9 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
         parts = self.args.batch_split if real else 1
         if parts > 1:
             step = super().train_step
+            inner = unwrapped(model)
+            if isinstance(inner, StreamLanguageModel):
+                sample = {**sample, "net_input": {**sample["net_input"], **inner.draws()}}
 
             def one(part: Any) -> Any:
                 return step(part, model, criterion, optimizer, update_num)
@@ -249,7 +252,7 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         super().optimizer_step(optimizer, model, update_num)
-        model = _unwrapped(model)
+        model = unwrapped(model)
         if isinstance(model, StreamLanguageModel):
             model.after_update(optimizer)
 
@@ -265,7 +268,7 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
 
     def remember(self, sample: Any, model: Any) -> Any:
         """(``sample`` with a cell as the model's input ``memory``, that cell); no cell if the model takes none."""
-        model = _unwrapped(model)
+        model = unwrapped(model)
         if not isinstance(model, StreamLanguageModel):
             return sample, None
         place = sample["stream"]
@@ -346,7 +349,7 @@ class _Remembering:
             self._task.memory.close(cell)
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """The model inside the wrappers of distributed training."""
     while isinstance(getattr(model, "module", None), torch.nn.Module):
         model = model.module

@@ -81,8 +81,8 @@ def _facts(data: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
         f"- training: {settings['batch_size']} lanes, blocks of {settings['tokens_per_sample']} tokens, Adam, peak "
         f"learning rate {settings['lr']:g}, cosine, warm-up {settings['warmup']:.0%}, clip {settings['clip_norm']:g}, "
         f"{settings['precision']} on {settings['device']}, {settings['threads']} CPU threads",
-        f"- search: {settings['search_updates']:,} updates; {settings['search_flags'] or 'as the flags default'}; layout: "
-        + (f"`derive_layout.py {settings['derive']}`" if settings.get("derive") else "the most probable"),
+        f"- search: {settings['search_updates']:,} updates; {settings['search_flags'] or 'as the flags default'}; the "
+        + (f"layout by `derive_layout.py {settings['derive']}`" if settings.get("derive") else "most probable layout"),
         f"- evaluation: blocks of {settings['eval_tokens']} tokens, memory {settings['eval_mem_len']}",
     ]
 

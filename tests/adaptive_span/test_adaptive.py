@@ -120,7 +120,6 @@ def test_tails_without_target_get_a_gradient_of_zero(flags: dict[str, Any]):
         ({"adaptive_softmax_cutoff": "9,9"}, "expected rising ids"),
         ({"adaptive_softmax_cutoff": "1,9"}, "the first must be beyond the special symbols"),
         ({"adaptive_softmax_cutoff": "9,99"}, "99 is beyond the dictionary, which has 34 types"),
-        ({**ADAPTIVE, "adaptive_softmax_factor": 99.0}, "band 2 of 3 would have no channel|would have no channel left"),
         ({"adaptive_input": True}, "--adaptive-input needs"),
         ({"adaptive_input_cutoff": "9"}, "--adaptive-input-cutoff needs --adaptive-input"),
         ({**ADAPTIVE, "tie_adaptive_weights": True}, "--tie-adaptive-weights needs adaptive softmax and input"),

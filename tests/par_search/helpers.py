@@ -32,6 +32,12 @@ def supernet(blocks: int = 4, seed: int = 0, double: bool = True, **flags: Any) 
     return model.double().eval() if double else model.eval()
 
 
+def remembered_in_decoding(decoder: Any) -> int:
+    """Tokens before it that a token of a block of one must remember, to see what it sees in decoding."""
+    o = decoder.options
+    return o.mem_len if o.same_length else o.mem_len + o.tokens - 1
+
+
 def by_formula(decoder: Any, stream: Tensor, start: int = 0, memory_length: int | None = None) -> Tensor:
     """Logits (B, T, V) of a post-norm net for tokens from ``start`` on, each block reading exactly the tokens before
     ``start`` that it may remember: section 2.2 with loops."""

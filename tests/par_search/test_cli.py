@@ -18,6 +18,7 @@ import par_search  # noqa: F401  (registers)
 from fairseq_efficient.checkpoints import read_checkpoint
 from par_search.config import ARCHITECTURES
 from tests import stream_models
+from tests.par_search.helpers import remembered_in_decoding
 from tests.stream_models import bits_by_hand, check_greedy_generation, check_interactive, last, load
 from tests.util import ROOT, assert_close, error_line, refused, run_cli, run_in_process
 
@@ -113,11 +114,11 @@ def test_a_supernet_is_evaluated_as_mixture_if_asked(trained: dict[str, Path], s
 @torch.no_grad()
 def greedy(model: Any, prompt: list[int], count: int, eos: int) -> list[int]:
     """Best next tokens by forwards over all that came before, in blocks of one token; pads are never chosen."""
-    found = [eos, *prompt]
+    found, length = [eos, *prompt], remembered_in_decoding(model.decoder)
     while len(found) < 1 + count:
         memory = None
         for token in found:
-            output, extra = model.decoder(torch.tensor([[token]]), memory=memory)
+            output, extra = model.decoder(torch.tensor([[token]]), memory=memory, memory_length=length)
             memory = extra["memory"]
         probs = model.get_normalized_probs((output, extra), log_probs=True)[0, -1]
         probs[1] = -math.inf
@@ -133,11 +134,12 @@ def test_generation_is_greedy_search_with_memory(trained: dict[str, Path], strea
 
 
 def test_generation_remembers_as_much_as_asked(trained: dict[str, Path], stream_data: Path):
-    """--eval-mem-len is --mem-len of the model, in generation as in evaluation."""
+    """--eval-mem-len counts tokens before the one that is read; with --mem-len the blocks of the training do, too."""
     flags = ("--gen-subset", "test", "--batch-size", "2", "--prefix-size", "20", "--max-len-b", "40", "--beam", "1",
              "--tokens-per-sample", "50")  # fmt: skip
     found = []
-    for more in ((), ("--eval-mem-len", "2"), ("--model-overrides", "{'mem_len': 2}")):
+    overrides = "{'mem_len': 2, 'tokens_per_sample': 3}"
+    for more in ((), ("--eval-mem-len", "4"), ("--model-overrides", overrides)):
         output = run_in_process("generate", [*common(stream_data, trained["plain"]), *flags, *more])
         found.append(re.findall(r"^P-.*$", output, re.MULTILINE))
     assert len(found[0]) == 4 and found[0] != found[1] == found[2]

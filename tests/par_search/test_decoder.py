@@ -15,7 +15,7 @@ from par_search.config import ARCHITECTURES, ParLMConfig
 from par_search.decoder import ParDecoder, layout_of
 from par_search.layout import build_layout
 from par_search.model import decoder_options
-from tests.par_search.helpers import ADAPTIVE, TIED, by_formula, par_lm, supernet
+from tests.par_search.helpers import ADAPTIVE, TIED, by_formula, par_lm, remembered_in_decoding, supernet
 from tests.stream_models import blockwise, tokens
 from tests.util import assert_close
 
@@ -168,10 +168,19 @@ def decode(decoder: Any, stream: Tensor, prompt: int) -> Tensor:
 @variants
 def test_decoding_token_by_token_is_blocks_of_one_token(flags: dict[str, Any]):
     for model in models(flags):
-        stream = tokens(3, 17)
-        expected = blockwise(model, stream, [1] * 17)
-        for prompt in (1, 2, 5, 12, 17):
-            assert_close(decode(model.decoder, stream, prompt), expected, 1e-5, 1e-5)
+        stream = tokens(3, 25)
+        expected = blockwise(model, stream, [1] * 25, memory_length=remembered_in_decoding(model.decoder))
+        for prompt in (1, 2, 5, 12, 25):
+            assert_close(decode(model.decoder, stream, prompt), expected, 1e-10, 1e-10)
+
+
+@variants
+def test_decoding_sees_a_whole_block(flags: dict[str, Any]):
+    """As far as the last token of a block in training sees, whatever the memory."""
+    for model in models(flags):
+        stream = tokens(3, model.decoder.options.tokens)
+        for prompt in (1, 5):
+            assert_close(decode(model.decoder, stream, prompt), model.decoder(stream)[0], 1e-10, 1e-10)
 
 
 @pytest.mark.parametrize("length", [0, 2, 9])
@@ -185,13 +194,13 @@ def test_decoding_remembers_as_much_as_asked(flags: dict[str, Any], length: int)
         model.prepare_for_inference_(SimpleNamespace(generation=None, task=SimpleNamespace(eval_mem_len=length)))
         expected = blockwise(model, stream, [1] * 17, memory_length=length)
         for prompt in (1, 12):
-            assert_close(decode(model.decoder, stream, prompt), expected, 1e-5, 1e-5)
+            assert_close(decode(model.decoder, stream, prompt), expected, 1e-10, 1e-10)
 
 
 def test_decoding_with_long_memory_is_the_full_forward():
     for model in models({"mem_len": 30}):
         stream = tokens(2, 15)
-        assert_close(decode(model.decoder, stream, 4), model.decoder(stream)[0], 1e-5, 1e-5)
+        assert_close(decode(model.decoder, stream, 4), model.decoder(stream)[0], 1e-10, 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -200,14 +209,15 @@ def test_decoding_with_long_memory_is_the_full_forward():
 def test_rows_may_move_double_and_go(flags: dict[str, Any]):
     for model in models(flags):
         decoder, state = model.decoder, {}
-        rows = tokens(3, 12)
+        rows, length = tokens(3, 18), remembered_in_decoding(decoder)
         decoder(rows[:, :3], incremental_state=state)
-        for end, order in zip(range(4, 13), itertools.cycle([[1, 0, 2], [0, 0, 1], [2, 1]]), strict=False):
+        for end, order in zip(range(4, 19), itertools.cycle([[1, 0, 2], [0, 0, 1], [2, 1]]), strict=False):
             order = torch.tensor([index % rows.size(0) for index in order])
             decoder.reorder_incremental_state(state, order)
             rows = rows.index_select(0, order)
             out = decoder(rows[:, :end], incremental_state=state)[0]
-            assert_close(out[:, -1], blockwise(model, rows[:, :end], [1] * end)[:, -1], 1e-5, 1e-5)
+            expected = blockwise(model, rows[:, :end], [1] * end, memory_length=length)
+            assert_close(out[:, -1], expected[:, -1], 1e-10, 1e-10)
 
 
 def test_a_state_knows_its_size():
@@ -287,6 +297,13 @@ def test_dropout_is_drawn_in_training_only():
     assert not torch.equal(one, model(stream)[0])
     torch.manual_seed(3)
     assert torch.equal(one, model(stream)[0])
+
+
+def test_a_net_without_attention_is_said(caplog: pytest.LogCaptureFixture):
+    par_lm("afa")
+    assert not caplog.text
+    par_lm("", layout_rule="par", decoder_blocks=4)
+    assert "the layout ffff has no attention" in caplog.text
 
 
 def test_distance_is_what_counts():

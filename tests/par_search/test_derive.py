@@ -52,6 +52,8 @@ def test_a_budget_is_kept_exactly(costs: Costs):
     assert costs.of_layout(even) == max(costs.of_layout(one) for one in every if costs.of_layout(one) <= budget + 1e-9)
     with pytest.raises(UserError, match=r"--budget 0.001: no layout costs less than 36 ms"):
         within_budget(probabilities(36), Costs((1.0, 1.0, 1.0), "ms"), 0.001)
+    nothing = torch.tensor([[0.1, 0.2, 0.7]] * 3)  # that no block is one at all is no answer
+    assert sorted(within_budget(nothing, Costs((2.0, 1.0, 0.0), "ms"), 1.5)) == ["f", "i", "i"]
 
 
 def test_a_budget_of_32_blocks_takes_no_time():
@@ -131,6 +133,18 @@ def test_the_command_has_what_differs_from_defaults():
     assert not {"--clamp-len", "--cache-memory", "--stop-time-hours", "--keep-last-epochs"} & set(
         words
     )  # as by default
+
+
+def test_flags_that_follow_others_are_said_where_they_differ():
+    dataset = {"batch_size": 8, "batch_size_valid": 2, "max_tokens": None, "max_tokens_valid": None}
+    scheduler = {"_name": "polynomial_decay", "total_num_update": 20_000.0, "warmup_updates": 10, "lr": [0.01]}
+    pairs = dict(itertools.pairwise(shlex.split(
+        retrain_command({**CFG, "dataset": dataset, "lr_scheduler": scheduler}, "aff", "x")
+    )))  # fmt: skip
+    assert pairs["--batch-size-valid"] == "2" and pairs["--total-num-update"] == "20000.0"
+    dataset["batch_size_valid"], scheduler["total_num_update"] = 8, 100
+    words = retrain_command({**CFG, "dataset": dataset, "lr_scheduler": scheduler}, "aff", "x")
+    assert not {"--batch-size-valid", "--total-num-update", "--max-tokens-valid"} & set(shlex.split(words))
 
 
 def test_a_stock_optimizer_stays():

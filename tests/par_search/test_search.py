@@ -168,6 +168,7 @@ def test_two_ranks(stream_data: Path, tmp_path: Path):
     )
     assert list(two) == list(one) == list(range(1, 10))
     assert all(abs(float(a) - float(b)) < 2e-3 for u in one for a, b in zip(two[u], one[u], strict=True))
+    flags += ("--arch-stable-updates", 50)
     expected = logged(two_ranks(args(stream_data, tmp_path / "noisy", *flags)))
     more = ("--restore-file", tmp_path / "noisy" / "checkpoint_1_4.pt")
     found = logged(two_ranks(args(stream_data, tmp_path / "rest", *flags, *more)))
@@ -253,7 +254,9 @@ def test_the_latency_term_makes_attention_rarer(stream_data: Path, tmp_path: Pat
         (("--init-std", "0"), "--init-std 0.0: must be greater than 0"),
         (("--adaptive-softmax-cutoff", "9,8"), "--adaptive-softmax-cutoff 9,8: expected rising ids"),
         (("--adaptive-softmax-cutoff", "15"), "15 is beyond the dictionary, which has 15 types"),
-        (("--arch-update-share", "1"), "--arch-update-share 1.0: must be between 0 and 1"),
+        (("--arch-update-share", "0.9999"), "--arch-update-share 0.9999: must be between 0.001 and 0.999"),
+        (("--arch-update-share", "0.0001"), "--arch-update-share 0.0001: must be between"),
+        (("--arch-update-share", "1"), "--arch-update-share 1.0: must be between 0.001 and 0.999"),
         (("--arch-data-share", "0"), "--arch-data-share 0.0: must be between 0 and 1"),
         (("--arch-warmup-updates", "9"), "--arch-warmup-updates 9: leaves no update for the architecture"),
         (("--arch-stable-updates", "-1"), "--arch-stable-updates -1: must not be negative"),
@@ -276,11 +279,25 @@ def test_mistakes_are_one_line(stream_data: Path, tmp_path: Path, more: tuple[st
     assert message in str(caught.value)
 
 
+def test_a_search_that_never_updates_the_architecture_is_told(stream_data: Path, tmp_path: Path):
+    output = train(stream_data, tmp_path, "--arch-update-share", "0.01")
+    assert "leaves no update for the architecture before --max-update 9, at --arch-update-share 0.01" in output
+
+
 def test_a_par_lm_has_nothing_to_search(stream_data: Path, tmp_path: Path):
     given = args(stream_data, tmp_path)
     given[given.index("par_supernet")] = "par_lm"
     with pytest.raises(UserError, match="--task par_search trains a par_supernet"):
         run_in_process("train", given)
+
+
+def test_parts_of_a_batch_draw_one_architecture(stream_data: Path, tmp_path: Path):
+    """--batch-split: the same updates as unsplit, noise included."""
+    flags = ("--dropout", "0", "--disable-validation")
+    whole = logged(train(stream_data, tmp_path / "whole", *flags), "loss", "gnorm", "block/01/a")
+    split = logged(train(stream_data, tmp_path / "split", *flags, "--batch-split", 3), "loss", "gnorm", "block/01/a")
+    assert list(whole) == list(split)
+    assert all(abs(float(a) - float(b)) < 2e-3 for u in whole for a, b in zip(whole[u], split[u], strict=True))
 
 
 def test_losses_do_not_depend_on_validation_and_workers(stream_data: Path, tmp_path: Path):

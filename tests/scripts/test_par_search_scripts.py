@@ -66,7 +66,8 @@ def test_argmax_and_the_command_that_trains_it(searched: Path, stream_data: Path
     assert found["with_identity"] == "".join("afi"[one] for one in p.argmax(1))
     assert found["layout"] == found["with_identity"].replace("i", "") and f"layout: {found['layout']}\n" in output
     assert np.allclose(p.sum(1), 1) and found["measured_ms"] > 0 and found["unit"] == "GFLOP"
-    assert f"{p[2, 1]:.4f}" in output and "measured at batch 1" in output
+    assert f"{p[2, 1]:.4f}" in output and "measured at batch 1" in output and found["predicted_ms"] > 0
+    assert "has not decided" not in output
     assert output.splitlines()[-1] == found["command"]
     words = shlex.split(found["command"])
     assert words[0] == "fairseq-train"
@@ -133,7 +134,7 @@ def test_blocks_of_an_architecture(tmp_path: Path):
         (["CKPT", "--relative"], "--relative is for --budget"),
         (["CKPT", "--samples", "0"], "--samples 0: must be at least 1"),
         (["CKPT", "--how", "best", "--subset", "dev"], "--subset dev: no such split"),
-        (["CKPT", "--how", "budget", "--budget", "0"], "has no block but identity"),
+        (["CKPT", "--how", "budget", "--budget", "0"], "--budget 0: no layout costs less than"),
         (["CKPT", "--latency-table", "gone.json"], "gone.json: No such file"),
         (["CKPT", "--json", "gone/x.json"], "gone/x.json: no such folder"),
         (["CKPT", "--json", str(ROOT)], f"--json {ROOT}: is a folder"),

@@ -20,11 +20,16 @@ class Costs(NamedTuple):
     each: list[float]
 
 
+def band_width(dim: int, factor: float, number: int) -> int:
+    """Channels of band ``number``, 0 for the head, of an adaptive softmax."""
+    return max(1, int(dim // factor**number))
+
+
 def cost_model(total: float, tails: int, dim: int | None, factor: float) -> Costs:
     """See :func:`fairseq_efficient.ops.optimal_cutoffs.fast.optimal_cutoffs`; ``total``: number of all tokens."""
     if dim is None:
         return Costs(0.0, 1.0, 0.0, [0.0] * tails, [1.0] * tails)
-    widths = [max(1, int(dim // factor ** (tail + 1))) for tail in range(tails)]
+    widths = [band_width(dim, factor, tail + 1) for tail in range(tails)]
     return Costs(
         dim * total, 0.0, tails * dim * total, [float(dim * width) for width in widths], list(map(float, widths))
     )
