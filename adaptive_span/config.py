@@ -25,14 +25,18 @@ class SequentialConfig(AdaptiveSoftmaxConfig):
     adapt_span: bool = field(default=False, metadata={"help": "learn how far each head looks, up to --attn-span"})
     adapt_span_layer: bool = field(default=False, metadata={"help": "one learned span for all heads of a layer"})
     dynamic_span: bool = field(
-        default=False, metadata={"help": "spans are predicted from each token's state (with --adapt-span)"}
+        default=False,
+        metadata={"help": "with --adapt-span: spans are predicted from each token's state; caches are not trimmed"},
     )
     adapt_span_loss: float = field(
         default=0.0,
         metadata={"help": "weight of the mean span of each layer, in tokens, in the loss of a token (in nats)"},
     )
     adapt_span_ramp: int = field(default=32, metadata={"help": "tokens over which a span's mask falls from 1 to 0"})
-    adapt_span_init: float = field(default=0.0, metadata={"help": "spans at first, as a share of --attn-span"})
+    adapt_span_init: float = field(
+        default=0.0,
+        metadata={"help": "spans at first, as a share of --attn-span (with --dynamic-span at least the ramp's)"},
+    )
     adapt_span_cache: bool = field(
         default=False, metadata={"help": "remember only what the longest span of a layer reaches (and 64 tokens more)"}
     )

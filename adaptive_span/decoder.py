@@ -102,7 +102,8 @@ class SequentialDecoder(FairseqIncrementalDecoder):
     def known(self) -> Known:
         """Spans in tokens as numbers; the device is asked once for all layers."""
         spans = [layer.self_attn.spans for layer in self.layers]
-        found = [one.ratio.detach() * one.options.longest for one in spans if one is not None and hasattr(one, "ratio")]
+        learned = [one for one in spans if one is not None and not one.options.by_token]
+        found = [one.shares().detach() * one.options.longest for one in learned]
         if not found:
             return [None] * len(spans)
         numbers = torch.stack(found).tolist()

@@ -40,6 +40,11 @@ class AdagradWithGradClip(torch.optim.Adagrad):
         for group in self.param_groups:
             group.setdefault("clip", clip)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # torch's Adagrad saves none
+            group.setdefault("clip", self.defaults.get("clip", 0.0))
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
@@ -62,6 +67,10 @@ def _clipped_step(group: dict[str, Any], state: Any) -> None:
     grads = [one.grad for one in params]
     if any(grad.is_sparse for grad in grads):
         raise RuntimeError("adagrad_with_grad_clip takes no sparse gradients with a clip")
+    for one in params:
+        if not state[one]:  # of a group that came later
+            state[one]["step"] = torch.tensor(0.0)
+            state[one]["sum"] = torch.full_like(one, group["initial_accumulator_value"])
     steps = [state[one]["step"] for one in params]
     sums = [state[one]["sum"] for one in params]
     torch._foreach_add_(steps, 1)
@@ -96,9 +105,6 @@ class FairseqAdagradWithGradClip(FairseqOptimizer):
             value = getattr(cfg, name)
             if not value >= 0 or not math.isfinite(value):
                 raise UserError(f"--{name.replace('_', '-')} {value}: must not be negative")
-        params = list(params)
-        if cfg.adagrad_clip and len(params) == 1 and params[0].dim() == 1 and params[0].numel() > 1:
-            raise UserError("--adagrad-clip is of each tensor: add --fp16-no-flatten-grads to --fp16")
         self._optimizer = AdagradWithGradClip(params, **self.optimizer_config)
 
     @property

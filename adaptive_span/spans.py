@@ -60,10 +60,15 @@ class Spans(nn.Module):
         """Spans in tokens, in fp32 or better: (H,), (1,), or for the tokens of x (B, M, C) each, (B, H, M)."""
         o = self.options
         if not o.by_token:
-            return self.ratio * o.longest
+            return self.shares() * o.longest
         with torch.autocast(x.device.type, enabled=False):
             shares = torch.sigmoid(nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias))
         return (shares * o.longest).transpose(1, 2).expand(-1, self.heads, -1)
+
+    def shares(self) -> Tensor:
+        """Learned shares of the longest span, between 0 and 1 whatever the parameter is; its gradient is as if it were
+        there."""
+        return self.ratio + (self.ratio.clamp(0, 1) - self.ratio).detach()
 
     def clamp_(self) -> None:
         """Bring the shares back to [0, 1]."""

@@ -32,9 +32,11 @@ def check_weights(options: LayerOptions, layers: int, weights: dict[str, Any]) -
             f"the checkpoint has {size} persistent vectors, the model has {attention.persistent}: say --pers-mem-size "
             f"{size}"
         )
-    kinds = {"ratio": "--adapt-span", "weight": "--adapt-span --dynamic-span"}
-    saved = next((flags for key, flags in kinds.items() if f"{first}spans.{key}" in weights), "no learned spans")
-    spans = attention.spans
-    ours = "no learned spans" if spans is None else kinds["weight" if spans.by_token else "ratio"]
+    spans, saved, ours = attention.spans, "no learned spans", "no learned spans"
+    for key, flags in (("ratio", "--adapt-span"), ("weight", "--adapt-span --dynamic-span")):
+        if f"{first}spans.{key}" in weights:
+            saved = flags + " --adapt-span-layer" * (len(weights[f"{first}spans.{key}"]) < attention.heads)
+        if spans is not None and spans.by_token == (key == "weight"):
+            ours = flags + " --adapt-span-layer" * (spans.by_layer and attention.heads > 1)
     if saved != ours:
         raise UserError(f"the checkpoint is of a model with {saved}, this one has {ours}")

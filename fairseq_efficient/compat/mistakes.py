@@ -16,8 +16,15 @@ import torch
 from fairseq_efficient.errors import CannotWrite, UserError
 
 _PRECISION_FLAGS = ("memory_efficient_fp16", "memory_efficient_bf16", "fp16", "bf16", "amp")
-_NOT_NEGATIVE = ("lr", "warmup_updates", "weight_decay", "clip_norm", "num_workers", "save_interval_updates")
-_POSITIVE = ("update_freq", "batch_size", "max_tokens", "beam", "nbest", "log_interval", "required_batch_size_multiple")
+_NOT_NEGATIVE = (
+    "lr", "warmup_updates", "weight_decay", "clip_norm", "num_workers", "save_interval_updates", "seed", "max_epoch",
+    "max_update", "max_valid_steps", "stop_time_hours",
+)  # fmt: skip
+_POSITIVE = (
+    "update_freq", "batch_size", "max_tokens", "beam", "nbest", "log_interval", "required_batch_size_multiple",
+    "required_seq_len_multiple",
+)  # fmt: skip
+_CHECKS = (AssertionError, Exception, RuntimeError, ValueError)  # what fairseq raises for flags
 _PROBABILITIES = ("label_smoothing", "dropout", "layerdrop")  # ends of names
 
 
@@ -77,8 +84,8 @@ def user_message(err: BaseException | None) -> str | None:
             return str(reported[-1])
         if isinstance(err, UserError):
             return str(err)
-        if type(err) in (AssertionError, Exception) and re.search(r"(^|[ `'(])--[a-z][a-z-]+", str(err)):
-            return " ".join(str(err).split())  # fairseq checks flags by bare exceptions that name them
+        if type(err) in _CHECKS and re.search(r"(^|[ `'(])--[a-z][a-z-]+", str(err)):
+            return " ".join(str(err).split())  # fairseq checks flags by exceptions that name them
         missing = re.fullmatch(r"Dataset not found: (\S+) \((.*)\)", str(err))
         if isinstance(err, FileNotFoundError) and missing:
             return f"{missing[2]}: no split {missing[1]!r} (--train-subset, --valid-subset, --gen-subset)"

@@ -327,6 +327,7 @@ def test_reach_is_the_sum_of_the_longest_spans_in_blocks():
         ({"pers_mem_size": 5}, "has 5 persistent vectors, the model has 0: say --pers-mem-size 5"),
         ({"adapt_span": False, "adapt_span_loss": 0.0}, "is of a model with no learned spans, this one has"),
         ({"dynamic_span": True}, "is of a model with --adapt-span --dynamic-span, this one has --adapt-span"),
+        ({"adapt_span_layer": True}, "is of a model with --adapt-span --adapt-span-layer, this one has --adapt-span$"),
     ],
 )
 def test_weights_of_another_shape_are_one_line(other: dict[str, Any], message: str):

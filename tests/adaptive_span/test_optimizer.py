@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq import optim
+from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.optim.lr_scheduler import build_lr_scheduler
 from omegaconf import OmegaConf
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from adaptive_span.config import AdagradConfig
 from adaptive_span.optimizer import AdagradWithGradClip, FairseqAdagradWithGradClip, copy_into_master_
 from fairseq_efficient import compat
+from fairseq_efficient.compat.mistakes import user_message
 from fairseq_efficient.compat.optim import NO_DECAY
 from fairseq_efficient.errors import UserError
 from tests.adaptive_span.helpers import SPANS, sequential_lm
@@ -281,6 +283,42 @@ def test_flat_copies_are_found_too():
         copy_into_master_(wrapper, two)
 
 
-def test_one_flat_tensor_is_refused():
-    with pytest.raises(UserError, match="--fp16-no-flatten-grads"):
-        FairseqAdagradWithGradClip(AdagradConfig(adagrad_clip=0.1, lr=[0.1]), [nn.Parameter(torch.zeros(9))])
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_one_flat_tensor_for_all_is_refused(clip: float, monkeypatch: pytest.MonkeyPatch):
+    """--fp16 without --fp16-no-flatten-grads; a model of one vector is none."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+    cfg = OmegaConf.create({
+        "common": {"fp16": True, "fp16_no_flatten_grads": False, "tpu": False, "bf16": False, "fp16_init_scale": 4,
+                   "on_cpu_convert_precision": False, "fp16_scale_window": 2, "fp16_scale_tolerance": 0.0,
+                   "min_loss_scale": 1e-4, "threshold_loss_scale": None, "model_parallel_size": 1},
+        "optimizer": {"_name": "adagrad_with_grad_clip", "adagrad_clip": clip, "weight_decay": 0.0, "lr": [0.1]},
+        "optimization": {"update_freq": [1]}, "distributed_training": {"distributed_world_size": 1},
+    })  # fmt: skip
+    with pytest.raises(RuntimeError) as caught:
+        FP16Optimizer.build_optimizer(cfg, [nn.Parameter(torch.zeros(3, 3)), nn.Parameter(torch.zeros(4))])
+    assert "--fp16-no-flatten-grads" in str(user_message(caught.value))
+    single = nn.Parameter(torch.zeros(4))
+    optimizer = FairseqAdagradWithGradClip(AdagradConfig(adagrad_clip=clip, lr=[0.1]), [single])
+    single.grad = torch.full((4,), 2.0)
+    optimizer.step()
+    assert_close(single.data, torch.full((4,), -0.1 * min(1, clip / 4 if clip else 1)))
+
+
+def test_groups_and_states_that_come_later():
+    params = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    ours = AdagradWithGradClip([params[0]], lr=0.1, clip=0.5)
+    ours.add_param_group({"params": [params[1]]})
+    for one in params:
+        one.grad = torch.full((3,), 2.0)
+    ours.step()
+    assert torch.equal(params[0], params[1]) and params[0].any()
+    other = torch.optim.Adagrad([params[0]], lr=0.1)
+    mine = AdagradWithGradClip([params[0]], lr=0.1, clip=0.5)
+    mine.load_state_dict(other.state_dict())
+    mine.step()
+    assert mine.param_groups[0]["clip"] == 0.5
+
+
+def test_a_group_may_be_a_dict():
+    one = nn.Parameter(torch.zeros(4))
+    FairseqAdagradWithGradClip(AdagradConfig(adagrad_clip=0.5, lr=[0.1]), [{"params": [one]}])

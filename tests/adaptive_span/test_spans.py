@@ -89,6 +89,23 @@ def test_spans_come_back_before_the_next_update_whatever_the_task():
     assert model.decoder.layers[1].self_attn.spans.ratio.tolist() == [1.0] * 3
 
 
+@pytest.mark.parametrize("flags", [{}, {"adapt_span_cache": True}, {"adapt_span_mask": "orig"}], ids=str)
+def test_spans_out_of_range_count_as_the_ends(flags: dict[str, Any]):
+    """In the outputs and in the price, where nobody has clamped them; one that is not a number reaches the loss."""
+    model, stream = sequential_lm(**SPANS, **flags), tokens(2, 30)
+    ratio = model.decoder.layers[1].self_attn.spans.ratio
+    found = []
+    for values in ((0.0, 0.5, 1.0), (-0.5, 0.5, 1.5)):
+        with torch.no_grad():
+            ratio.copy_(torch.tensor(values))
+        logits, extra = model(stream)
+        found.append((logits.detach(), extra["aux"]["span"].detach()))
+    assert_close(found[1], found[0], 0, 0)
+    with torch.no_grad():
+        ratio[0] = torch.nan
+    assert not torch.isfinite(model(stream)[0]).all()
+
+
 def losses_and_gradients(model: Any) -> tuple[float, torch.Tensor]:
     model.zero_grad()
     loss = model(tokens(2, 30))[0].square().mean()

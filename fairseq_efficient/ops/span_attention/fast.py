@@ -1,5 +1,6 @@
 """Span attention in tiles, heads grouped by how far they see: the work follows the sum of the spans."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,7 +118,8 @@ def _groups(
     widths = [span_width(span, ramp, most) for span in known]
     found = []
     for members, width in head_groups(widths, q.size(0)):
-        sure = max(0, min(int(known[head]) for head in members)) if spans.dim() == 1 else 0
+        least = min(0.0 if math.isnan(known[head]) else known[head] for head in members)
+        sure = max(0, int(least)) if spans.dim() == 1 else 0
         found.append((None if len(members) == heads else members, width, min(sure, width)))
     return found
 

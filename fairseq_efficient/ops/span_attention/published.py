@@ -5,12 +5,10 @@ softmax, and where that has nearly all of the mass, rows no longer sum to 1. How
 changes the result.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from fairseq_efficient.ops.span_attention.common import check_arguments, check_keys, soft_mask
+from fairseq_efficient.ops.span_attention.common import check_arguments, check_keys, soft_mask, span_width
 
 _STEP = 64  # columns by which the published code trims
 _EPS = 1e-8
@@ -18,7 +16,7 @@ _EPS = 1e-8
 
 def published_columns(span: float, ramp: int, most: int) -> int:
     """S', how many distances the published code computes in a layer whose longest span this is (section 2.4 of it)."""
-    seen = min(most, math.ceil(span) + ramp)
+    seen = span_width(span, ramp, most)
     return most - _STEP * (min(most - 1, most - seen) // _STEP)
 
 
