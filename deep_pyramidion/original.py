@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deep_pyramidion.config import PyramidionConfig
 from deep_pyramidion.model import PyramidionModel
+from fairseq_efficient.checkpoint_rules import building
 from fairseq_efficient.errors import UserError
 
 # the original always used base 20, whatever --topk-softmax-base said, and restarted nothing per chunk
@@ -29,20 +30,23 @@ def config_from_original(args: dict[str, Any]) -> PyramidionConfig:
     return cfg
 
 
-def build_from_original(args: dict[str, Any], symbols: list[str], state: dict[str, Tensor]) -> PyramidionModel:
+def build_from_original(
+    args: dict[str, Any], symbols: list[str], state: dict[str, Tensor], path: str = "of the original"
+) -> PyramidionModel:
     """An evaluation-mode model with the original's weights.
 
     Args:
-        symbols: the dictionary in order, with ``<s> <pad> </s> <unk>`` first.
+        symbols: the dictionary in order, with ``<s> <pad> </s> <unk>`` first. path: where they are from, for messages.
 
     Raises:
-        UserError: weights do not fit the arguments.
+        UserError: weights do not fit the arguments; these hold code, or ask for a much larger model.
     """
     dictionary = Dictionary()
     for symbol in symbols[dictionary.nspecial :]:
         dictionary.add_symbol(symbol)
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
-    model = PyramidionModel.build_model(config_from_original(args), task)
+    with building(args, state, path):
+        model = PyramidionModel.build_model(config_from_original(args), task)
     try:
         model.load_state_dict(dict(state), strict=True)
     except RuntimeError as err:

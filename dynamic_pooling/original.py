@@ -10,6 +10,7 @@ from torch import Tensor
 from dynamic_pooling.config import DynamicPoolingConfig
 from dynamic_pooling.decoder import HourglassDecoder
 from dynamic_pooling.model import hourglass_options
+from fairseq_efficient.checkpoint_rules import building
 from fairseq_efficient.errors import UserError
 
 _RENAMED = {  # the original's argument -> our flag
@@ -96,7 +97,8 @@ def decoder_from_original(args: dict[str, Any], state: dict[str, Tensor], space:
     """An evaluation-mode decoder over the original's own ids, without special symbols."""
     weights = rename(state)
     types = BareTypes(len(weights["embed_tokens.weight"]), space)
-    decoder = HourglassDecoder(types, hourglass_options(config_from_original(args), types))
+    with building(args, weights, "of the original"):
+        decoder = HourglassDecoder(types, hourglass_options(config_from_original(args), types))
     _load(decoder, weights)
     return decoder.eval()
 
@@ -108,9 +110,11 @@ def weights_for_dictionary(weights: dict[str, Tensor], dictionary: Dictionary) -
     the others stay exactly those of the original.
     """
     specials, types = dictionary.nspecial, len(dictionary)
-    embed, out, bias = (
-        weights[key] for key in ("embed_tokens.weight", "output_projection.weight", "output_projection.bias")
-    )
+    needed = ("embed_tokens.weight", "output_projection.weight", "output_projection.bias")
+    missing = [key for key in needed if key not in weights]
+    if missing:
+        raise UserError(f"the checkpoint has no weights for {missing[0]}")
+    embed, out, bias = (weights[key] for key in needed)
     if types - specials != len(embed):
         raise UserError(f"the dictionary has {types - specials} symbols, the checkpoint {len(embed)}")
     low = torch.full((specials,), -1e4, dtype=bias.dtype)
@@ -122,10 +126,14 @@ def weights_for_dictionary(weights: dict[str, Tensor], dictionary: Dictionary) -
     }
 
 
-def model_from_original(args: dict[str, Any], state: dict[str, Tensor], dictionary: Dictionary) -> HourglassDecoder:
+def model_from_original(
+    args: dict[str, Any], state: dict[str, Tensor], dictionary: Dictionary, path: str = "of the original"
+) -> HourglassDecoder:
     """An evaluation-mode decoder over a fairseq dictionary; see :func:`weights_for_dictionary`."""
-    decoder = HourglassDecoder(dictionary, hourglass_options(config_from_original(args), dictionary))
-    _load(decoder, weights_for_dictionary(rename(state), dictionary))
+    weights = weights_for_dictionary(rename(state), dictionary)
+    with building(args, weights, path):
+        decoder = HourglassDecoder(dictionary, hourglass_options(config_from_original(args), dictionary))
+    _load(decoder, weights)
     return decoder.eval()
 
 

@@ -6,6 +6,7 @@
 
 import argparse
 import ast
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_efficient import checkpoint_sizes
+from fairseq_efficient.checkpoint_pickles import MOST_OPTIONS, leaves
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.systems import PACKAGES, SYSTEMS
 
@@ -56,10 +58,35 @@ def check_checkpoint(state: dict[str, Any], path: str) -> None:
     for source in sources:
         for kind, name in _names(source):
             _check_name(kind, name, source, path)
-        for key, text in _evaluated(source):
-            if not _is_literal(text):
-                raise UserError(f"checkpoint {path} refused: fairseq would run its {key} as code: {text[:80]!r}")
+    check_options(sources, path)
     checkpoint_sizes.expect(state, path)
+
+
+def check_options(value: Any, path: str) -> None:
+    """Refuse options that fairseq would run as code, and values that are nested without end.
+
+    Raises:
+        UserError: as said.
+    """
+    try:
+        for key, text in _evaluated(value):
+            if not _is_literal(text):
+                raise UserError(f"fairseq would run its {key} as code: {text[:80]!r}")
+    except UserError as err:
+        raise UserError(f"checkpoint {path} refused: {err}") from None
+
+
+@contextlib.contextmanager
+def building(options: Any, weights: Any, path: str) -> Iterator[None]:
+    """Around a model that is built by the ``options`` of a file of other than fairseq's kind, from its ``weights``.
+
+    Raises:
+        UserError: the options hold code, or ask for a much larger model than the weights are.
+    """
+    check_options(options, path)
+    with checkpoint_sizes.Bounded():
+        checkpoint_sizes.expect({"cfg": options, "model": weights}, path)
+        yield
 
 
 def _get(holder: Any, key: str) -> Any:
@@ -120,17 +147,9 @@ def _is_ours(module: str) -> bool:
     return named and file is not None and Path(file).resolve().parents[1] == Path(__file__).resolve().parents[1]
 
 
-def _evaluated(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _evaluated(value: Any) -> Iterator[tuple[str, str]]:
     """(option, text) wherever an option that stock code evaluates holds text."""
-    if isinstance(value, str):
-        if key in EVALUATED:
-            yield key, value
-    elif isinstance(value, (dict, argparse.Namespace)):
-        for inner, part in (value if isinstance(value, dict) else vars(value)).items():
-            yield from _evaluated(part, str(inner))
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _evaluated(part, key)
+    return ((key, text) for key, text in leaves(value, MOST_OPTIONS) if isinstance(text, str) and key in EVALUATED)
 
 
 def _is_literal(text: str) -> bool:

@@ -4,7 +4,6 @@ The options in a crafted file can ask for a table of 10^12 rows or for a million
 counted while it is built, before it is allocated.
 """
 
-import argparse
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fairseq_efficient.checkpoint_pickles import MOST_OPTIONS, leaves
 from fairseq_efficient.errors import UserError
 
 TIMES = 8  # so many times a file's numbers may be made: weights, their first values, tables of positions
@@ -78,22 +78,19 @@ def expect(state: Mapping[str, Any], path: str) -> None:
     tensors = [one for one in weights.values() if isinstance(one, Tensor)] if isinstance(weights, Mapping) else []
     if any(count > max(LAYERS, len(tensors)) for count in _layers([state.get("cfg"), state.get("args")])):
         raise _too_large(path)
+    # by storage: one that many names share is in the file once; 4 bytes for each number, as it is computed with
+    stored = {one.untyped_storage().data_ptr(): 4.0 * one.untyped_storage().nbytes() / one.element_size()
+              for one in tensors}  # fmt: skip
     for mode in _active:
         mode.path, mode.counts = path, True
-        mode.bytes = TIMES * sum(4.0 * one.numel() for one in tensors) + MORE_BYTES
-        mode.calls = CALLS * len(tensors) + MORE_CALLS
+        mode.bytes = TIMES * sum(stored.values()) + MORE_BYTES
+        mode.calls = CALLS * len(stored) + MORE_CALLS
 
 
-def _layers(value: Any, key: str = "") -> Iterator[int]:
+def _layers(value: Any) -> Iterator[int]:
     """Numbers of layers and blocks, wherever they stand in a configuration."""
-    if isinstance(value, int) and key.endswith(("_layers", "_blocks")):
-        yield value
-    elif isinstance(value, (dict, argparse.Namespace)):
-        for inner, part in (value if isinstance(value, dict) else vars(value)).items():
-            yield from _layers(part, str(inner))
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _layers(part, key)
+    found = leaves(value, MOST_OPTIONS)
+    return (count for key, count in found if isinstance(count, int) and key.endswith(("_layers", "_blocks")))
 
 
 def expect_nothing() -> None:

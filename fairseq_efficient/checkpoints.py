@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from fairseq_efficient import tensor_files
+from fairseq_efficient import checkpoint_pickles, tensor_files
 from fairseq_efficient.errors import CannotWrite, UserError
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         damage = _zip_damage(path)
         if damage:
             raise UnreadableCheckpoint(path, damage)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_pickle(path)
     except UserError:
         raise
     except (FileNotFoundError, PermissionError, IsADirectoryError) as err:
@@ -62,6 +61,26 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise UnreadableCheckpoint(path, _reason(err)) from None
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} refused: it holds a {type(state).__name__}, not a training state")
+    return state
+
+
+def read_pickle(path: str, mmap: bool = False) -> Any:
+    """What ``torch.load`` makes of ``path``, if it holds plain values and tensors alone.
+
+    Raises:
+        UserError: it names something else, or tensors that are not in it. Others as torch raises them.
+    """
+    forbidden = checkpoint_pickles.refused_name(path)
+    if forbidden:
+        raise UserError(f"checkpoint {path} refused: it holds {forbidden}, which is not plain data")
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    try:
+        name = checkpoint_pickles.expanded(state)
+    except UserError as err:
+        raise UserError(f"checkpoint {path} refused: it holds {err}") from None
+    if name is not None:
+        raise UserError(f"checkpoint {path} refused: most of the tensor {name} is not in the file")
     return state
 
 
@@ -126,8 +145,7 @@ def newest_readable(path: str) -> tuple[str, dict[str, Any]] | None:
 def _age(path: str) -> tuple[int, float]:
     """(updates, modification time); the tensors are mapped, not read. Unreadable files count as oldest."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = read_pickle(path, mmap=True)
         return int(state["optimizer_history"][-1]["num_updates"]), os.path.getmtime(path)
     except Exception:  # read_checkpoint will say what is wrong with it
         return -1, 0.0

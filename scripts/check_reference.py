@@ -5,19 +5,17 @@ Exit status 0: all within tolerance; 1: some are not; 2: not a recording we know
 """
 
 import argparse
-import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adaptive_span import recording as adaptive_span
 from deep_pyramidion import recording as pyramidion
 from dynamic_pooling import recording as dynamic_pooling
+from fairseq_efficient.checkpoints import read_checkpoint
 from fairseq_efficient.errors import UserError, run_main
 from par_search import recording as par_search
 from skimming import recording as skimming
@@ -30,10 +28,10 @@ def main() -> int:
     parser.add_argument("file", nargs="+", metavar="FILE.pt", help="recording written by torch.save, with a 'kind'")
     failed = 0
     for name in parser.parse_args().file:
-        recording = read(Path(name))
-        check = CHECKS.get(recording.get("kind")) if isinstance(recording, dict) else None
+        recording = read_checkpoint(name)
+        check = CHECKS.get(str(recording.get("kind")))
         if check is None:
-            kind = recording.get("kind") if isinstance(recording, dict) else type(recording).__name__
+            kind = recording.get("kind")
             raise UserError(f"{name}: kind {kind!r} is not one of {', '.join(sorted(CHECKS))}")
         print(f"{Path(name).name} ({recording['kind']})")
         count = 0
@@ -54,13 +52,6 @@ def compared(check: Callable[[Any], Iterator[Any]], recording: Any, name: str) -
         yield from check(recording)
     except KeyError as err:
         raise UserError(f"{name}: the recording has no {err}") from None
-
-
-def read(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as err:
-        raise UserError(f"{path}: not a readable recording ({' '.join(str(err).split())[:200]})") from None
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "encoder.json")  # looked
 _MERGES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 _BRACKETS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
 _ANGLES = (*SPECIALS, MASK)
+_UNNAMED = 10_000  # ids that no token has, as many as tokens and so many more: published ones have a few dozen
 _BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 _GLUED_LEFT, _GLUED_RIGHT = frozenset(".,!?;:%)]}"), frozenset("([{$#")
 _AFTER_APOSTROPHE = frozenset(("s", "t", "m", "d", "re", "ve", "ll", "S", "T", "M", "D", "RE", "VE", "LL"))
@@ -56,6 +57,8 @@ class Subwords:
         size = max(vocabulary.values(), default=-1) + 1
         if rows is not None and rows < size:
             raise UserError(f"{name}: has ids up to {size - 1:,}, more than the {rows:,} rows of the embedding")
+        if rows is None and size > 2 * len(vocabulary) + _UNNAMED:
+            raise UserError(f"{name}: has ids up to {size - 1:,} for {len(vocabulary):,} tokens")
         self.tokens: list[str | None] = [None] * (rows or size)
         for token, number in vocabulary.items():
             self.tokens[number] = token

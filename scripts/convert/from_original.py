@@ -64,7 +64,7 @@ def convert_pyramidion(state: dict[str, Any], words: Any, path: Path) -> Convert
     original = arguments(state, path)
     if "model" not in state:
         raise UserError(f"{path}: holds no model weights")
-    model = pyramidion.build_from_original(original, words.symbols, state["model"])
+    model = pyramidion.build_from_original(original, words.symbols, state["model"], str(path))
     config = pyramidion.config_from_original(original)
     side = SimpleNamespace(**original)
     task = {
@@ -100,7 +100,7 @@ def convert_dynamic_pooling(state: dict[str, Any], words: Any, path: Path) -> Co
     args = dict(args) if isinstance(args, dict) else vars(args)
     inner = state.get("model_config")
     args.update(inner if isinstance(inner, dict) else {})
-    decoder = dynamic_pooling.model_from_original(args, state["model_state"], words)
+    decoder = dynamic_pooling.model_from_original(args, state["model_state"], words, str(path))
     weights = {f"decoder.{name}": value for name, value in decoder.state_dict().items()}
     task = {"_name": "dynamic_pooling_lm", "data": None, "tokens_per_sample": int(args.get("tgt_len") or 2048)}
     model = {**settings(dynamic_pooling.config_from_original(args)), "_name": "dynamic_pooling_lm"}

@@ -94,7 +94,41 @@ def huge_model(state: dict[str, Any], path: Path, marker: Path) -> None:
     torch.save(state, path)
 
 
-CRAFTED = (code, old_code, text_that_is_evaluated, member_elsewhere, huge_tensor, huge_model)
+def text_for_our_own_model(state: dict[str, Any], path: Path, marker: Path) -> None:
+    state["cfg"]["model"]["adaptive_softmax_cutoff"] = f"[open({str(marker)!r}, 'w')]"
+    torch.save(state, path)
+
+
+def bytes_that_are_not_there(state: dict[str, Any], path: Path, marker: Path) -> None:
+    torch.save({**state, "extra_state": Calls(bytearray, HUGE)}, path)
+
+
+def storage_that_is_not_there(state: dict[str, Any], path: Path, marker: Path) -> None:
+    torch.save({**state, "extra_state": Calls(torch.FloatTensor, HUGE)}, path)
+
+
+def tensor_of_one_number(state: dict[str, Any], path: Path, marker: Path) -> None:
+    state["model"]["more"] = torch.zeros(1).expand(HUGE)
+    huge_model(state, path, marker)
+
+
+def lists_of_lists(state: dict[str, Any], path: Path, marker: Path) -> None:
+    many: list[Any] = []
+    for _ in range(40):
+        many = [many] * 10
+    state["cfg"]["model"]["dropout"] = many
+    torch.save(state, path)
+
+
+def options_in_themselves(state: dict[str, Any], path: Path, marker: Path) -> None:
+    state["cfg"]["model"]["more"] = state["cfg"]
+    torch.save(state, path)
+
+
+CRAFTED = (
+    code, old_code, text_that_is_evaluated, member_elsewhere, huge_tensor, huge_model, text_for_our_own_model,
+    bytes_that_are_not_there, storage_that_is_not_there, tensor_of_one_number, lists_of_lists, options_in_themselves,
+)  # fmt: skip
 WAYS: dict[str, tuple[str, str, tuple[str, ...]]] = {  # a way in -> system, command, arguments; % is the checkpoint
     "generate": ("pyramidion_tiny", "generate", ("@", "--path", "%", "--cpu")),
     "eval-lm": ("par_supernet", "eval_lm", ("@", "--task", "par_search", "--path", "%", "--cpu")),
@@ -115,7 +149,7 @@ WAYS: dict[str, tuple[str, str, tuple[str, ...]]] = {  # a way in -> system, com
     ),
     "check_reference": ("pyramidion_tiny", "scripts/check_reference.py", ("%",)),
 }  # fmt: skip
-NOT_BUILT = ("to_huggingface", "export_model", "from_original", "check_reference")  # they do not build what cfg says
+NOT_BUILT = ("to_huggingface", "export_model", "check_reference")  # they do not build what cfg says
 
 
 def ways() -> list[Any]:
@@ -123,7 +157,27 @@ def ways() -> list[Any]:
     cases = [(way, code) for way in WAYS]
     cases += [(way, huge_model) for way in WAYS if way not in NOT_BUILT]
     cases += [("interactive", craft) for craft in CRAFTED if craft not in (code, huge_model)]
+    cases += [("from_original", craft) for craft in CRAFTED[6:]]
     return [pytest.param(*case, id=f"{case[0]}-{case[1].__name__}") for case in cases]
+
+
+@pytest.mark.parametrize("craft", [text_for_our_own_model, huge_model, bytes_that_are_not_there])
+def test_r7_crafted_recordings_are_refused(
+    craft: Callable[..., None], training: Callable[[System], Training], tmp_path: Path, figure: Record
+):
+    system = next(one for one in SYSTEMS if one.arch == "pyramidion_tiny")
+    path, marker = tmp_path / "crafted.pt", tmp_path / "marker"
+    state = trained_state(training, system)
+    craft(state, path, marker)
+    if craft is not bytes_that_are_not_there:
+        words = ["<s>", "<pad>", "</s>", "<unk>"]
+        recording = {"kind": "pyramidion", "args": state["cfg"]["model"], "dictionary": words, "model": state["model"]}
+        torch.save({**recording, "src_tokens": torch.zeros(1, 2).long()}, path)
+    with Cost() as cost:
+        status, output = run_here("scripts/check_reference.py", [str(path)])
+    assert status == 2 and not marker.exists(), output
+    assert "refused" in error_line(output)
+    cost.note(figure)
 
 
 @pytest.mark.parametrize(("way", "craft"), ways())
