@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 
 from fairseq_efficient.systems import SYSTEMS
-from tests.util import ROOT
+from tests.util import ROOT, run_here
 
 GUIDES = tuple(f"docs/{name}.md" for name in ("architecture", "extending", "migrating", "performance", "reliability"))
 DOCUMENTS = (
@@ -299,3 +299,20 @@ def test_mistakes_are_seen():
     assert exists("text/truncation.py", "docs/architecture.md") and exists("pyramid.py", "deep_pyramidion/README.md")
     assert anchors("# A `b`, c\n## D e\n") == {"a-b-c", "d-e"}
     assert list(tables("| a | b |\n|---|---|\n| `x` | |\n")) == [(["a", "b"], [["`x`", ""]])]
+
+
+@pytest.mark.parametrize(
+    ("system", "flags"),
+    [
+        ("deep_pyramidion", ("--encoder-pooling",)),
+        ("dynamic_pooling", ("--boundaries-type",)),
+        ("skimming", ("--skim-inference", "--skim-lambda")),
+        ("par_search", ("--decoder-blocks", "--arch-warmup-updates")),
+        ("adaptive_span", ("--attn-span", "--eval-mem-len")),
+    ],
+)
+def test_help_lists_the_flags_of_what_stands_beside_it(system: str, flags: tuple[str, ...]):
+    """As the READMEs say; stock shows its help before it knows of any model."""
+    (command,) = re.findall(r"`fairseq-train (.*--help)`", (ROOT / system / "README.md").read_text())
+    status, output = run_here("train", shlex.split(command.replace("--user-dir ", f"--user-dir {ROOT}/")))
+    assert status == 0 and output.startswith("usage:") and all(flag in output for flag in flags)

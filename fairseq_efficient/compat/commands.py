@@ -1,11 +1,15 @@
 """Where fairseq's commands are made to look for mistakes early, and to show them as one line."""
 
+import itertools
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from fairseq_efficient.compat import mistakes
 from fairseq_efficient.compat.patching import MARK, patch
 from fairseq_efficient.errors import UserError
+
+_HELP = frozenset(("-h", "--help"))
 
 
 def present_errors() -> None:
@@ -34,18 +38,24 @@ def present_errors() -> None:
 def check_commands() -> None:
     """Stock ends deep inside (``--fp16 --cpu``), trains twice into one folder (torchrun on the CPU), "is done" after no
     update (``--lr -1``), or raises a RuntimeError without words (no ``--arch``): look at the values once they are
-    parsed, and, for hydra and programs, again before anything is built and in the trainer.
+    parsed, and, for hydra and programs, again before anything is built and in the trainer. ``--help`` shows the flags
+    of the model, task, criterion and optimizer that stand beside it.
     """
     from fairseq import options, tasks
     from fairseq.trainer import Trainer
 
     def make_parse(stock: Any) -> Any:
-        def parse_args_and_arch(*args: Any, **kwargs: Any) -> Any:
+        def parse_args_and_arch(parser: Any, input_args: Any = None, *args: Any, **kwargs: Any) -> Any:
+            words = sys.argv[1:] if input_args is None else input_args
+            if _HELP & set(words):
+                input_args, kwargs["modify_parser"] = _help_at_last(parser, words, kwargs.get("modify_parser"))
             try:
-                parsed = stock(*args, **kwargs)
+                parsed = stock(parser, input_args, *args, **kwargs)
             except RuntimeError as err:
                 if err.args:
                     raise
+                if _HELP & set(words):
+                    _show_help(parser)
                 raise UserError("--arch is missing: say which model to train (--help lists them)") from None
             mistakes.check_arguments(parsed[0] if isinstance(parsed, tuple) else parsed)
             return parsed
@@ -79,3 +89,22 @@ def check_commands() -> None:
     patch(Trainer, "__init__", make_trainer)
     if "fairseq_cli.train" in sys.modules:  # called between the import of a --user-dir and the building of the model
         patch(sys.modules["fairseq_cli.train"], "add_defaults", make_defaults)
+
+
+def _help_at_last(parser: Any, words: Sequence[str], modify: Any) -> tuple[list[str], Any]:
+    """Arguments without ``--help``, and a ``modify_parser`` that shows it. Stock calls that one before it parses what
+    all commands know, and again when the flags of the chosen parts are there."""
+    calls = itertools.count(1)
+
+    def modify_parser(given: Any) -> None:
+        if modify is not None:
+            modify(given)
+        if next(calls) == 2:
+            _show_help(parser)
+
+    return [word for word in words if word not in _HELP], modify_parser
+
+
+def _show_help(parser: Any) -> None:
+    parser.print_help()
+    sys.exit(0)
