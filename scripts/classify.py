@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.text.reading import Bad, decode_line
+from fairseq_efficient.text.reading import Bad, decoded
 
 EPILOG = """
 Each line is a text; for a model of pairs, two texts with a tab between. The output has a line for each, in their order:
@@ -75,8 +75,7 @@ def read(path: Path | None, inputs: int) -> Iterator[tuple[str, ...]]:
     except OSError as err:
         raise UserError(f"--input {path}: {err.strerror}") from None
     with stream:
-        for number, raw in enumerate(stream, start=1):
-            line = decode_line(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, f"{name}:{number}")
+        for line in decoded(stream, f"{name}:"):
             if isinstance(line, Bad):
                 raise line.error()
             texts = tuple(line.text.split("\t")) if inputs == 2 else (line.text,)

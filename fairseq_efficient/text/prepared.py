@@ -1,6 +1,7 @@
 """Folders of prepared data: files named on a command line, an earlier run recognised, a new one renamed when whole."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,10 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from fairseq_efficient.errors import UserError
+from fairseq_efficient.errors import CannotWrite, UserError
 from fairseq_efficient.text.reading import parse_json
 
 FORMAT = 1  # of prepare.json
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 Report = dict[str, Any]
 
 
@@ -134,7 +136,11 @@ def prepare_once(options: Prepared, make: Callable[[], Report], show: Callable[[
 
 @contextlib.contextmanager
 def staging(destination: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``destination`` if the block ends well and disappears if not."""
+    """A temporary folder that becomes ``destination`` if the block ends well and disappears if not.
+
+    Raises:
+        UserError: it cannot be made. CannotWrite: the disk is full, or ends to be there.
+    """
     folder = destination.with_name(f".{destination.name}.tmp-{os.getpid()}")
     try:
         folder.mkdir(parents=True)
@@ -147,6 +153,10 @@ def staging(destination: Path) -> Iterator[Path]:
             os.rename(destination, old)
         os.rename(folder, destination)
         shutil.rmtree(old, ignore_errors=True)
+    except OSError as err:
+        if err.errno not in _DISK:
+            raise
+        raise CannotWrite(err.errno, err.strerror, str(destination)) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

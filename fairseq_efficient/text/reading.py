@@ -76,21 +76,28 @@ def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Line | B
     number = 0
     with open_binary(path) as stream:
         try:
-            while raw := stream.readline(max_bytes + 1):
-                number += 1
-                if len(raw) > max_bytes:
-                    raise UserError(f"{path}:{number}: the line is longer than {max_bytes / 2**20:.0f} MB")
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                yield decode_line(raw, f"{path}:{number}")
+            for number, line in enumerate(decoded(stream, f"{path}:", max_bytes), start=1):  # noqa: B007
+                yield line
         except BROKEN as err:
             raise UserError(f"{path}: broken after line {number}: {err}") from None
 
 
+def decoded(stream: Any, where: str, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Line | Bad]:
+    """Lines of a binary stream, each as soon as it is there; ``where``: what stands before their numbers.
+
+    Raises UserError for a line of more than ``max_bytes``.
+    """
+    number = 0
+    while raw := stream.readline(max_bytes + 1):
+        number += 1
+        if len(raw) > max_bytes:
+            raise UserError(f"{where}{number}: the line is longer than {max_bytes / 2**20:.0f} MB")
+        yield decode_line(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, f"{where}{number}")
+
+
 def read_typed() -> Iterator[Line | Bad]:
-    """Lines of the standard input, each as soon as it is there."""
-    for number, raw in enumerate(iter(sys.stdin.buffer.readline, b""), start=1):
-        yield decode_line(raw, f"standard input, line {number}")
+    """Lines of the standard input, each as soon as it is there. UserError for one that is too long."""
+    return decoded(sys.stdin.buffer, "standard input, line ")
 
 
 def read_whole(path: Path) -> bytes:

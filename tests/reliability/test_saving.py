@@ -166,6 +166,27 @@ def test_r6_a_full_disk_leaves_the_last_checkpoint(
     figure("R6", "full disks", 1)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("prepare_lm.py", "--split", "train=@", "--split", "valid=@", "--symbols", "characters"),
+        ("prepare_classification.py", "--split", "train=@", "--split", "valid=@", "--vocab-size", "300"),
+        ("prepare_summarization.py", "--source", "train=@", "--target", "train=@", "--vocab-size", "300"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_r6_a_full_disk_while_data_are_prepared(command: tuple[str, ...], tmp_path: Path, figure: Record):
+    texts = tmp_path / "texts.tsv"
+    lines = [f"some words of text {number} and of others {number % 7}\t{number % 2}" for number in range(5000)]
+    texts.write_text("\n".join(["text\tlabel", *lines]) + "\n")
+    args = [word.replace("@", str(texts)) for word in command[1:]]
+    output = run_cli(f"scripts/{command[0]}", [tmp_path / "out", *args], expect=1,
+                     before="tests.faults:small_files")  # fmt: skip
+    assert error_line(output) == f"error: {tmp_path / 'out'}: File too large"
+    assert os.listdir(tmp_path) == [texts.name]
+    figure("R6", "full disks", 1)
+
+
 @every_system
 def test_r6_a_folder_that_cannot_be_written_is_one_line(
     system: System, training: Callable[[System], Training], datasets: dict[str, Path], tmp_path: Path, figure: Record
