@@ -106,7 +106,7 @@ class Stack(nn.Module):
         if self.options.rotary:
             cos, sin = rotary_table(length, self.options.head_dim, like.device)
             return Positions((cos.to(_wide(like)), sin.to(_wide(like))))
-        table = sinusoids(length, self.options.dim, like.device).to(like.dtype)
+        table = sinusoids(length, self.options.dim, like.device, _wide(like)).to(like.dtype)
         return Positions(dropout(table, self.options.dropout, self.training), *biases)
 
     def forward(self, x: Tensor, positions: Positions, lengths: Sequence[int] | None = None) -> Tensor:

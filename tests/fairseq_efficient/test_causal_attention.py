@@ -24,7 +24,7 @@ class Layer:
         self.module = make(CHANNELS, HEADS, DIM, dropout, **flags).double()
         biases = [torch.randn(HEADS, DIM, dtype=torch.double).requires_grad_() for _ in range(2)]
         self.biases = biases if kind == "relative" else []
-        self.table = sinusoids(200, CHANNELS) if kind == "relative" else rotary_table(200, DIM)
+        self.table = sinusoids(200, CHANNELS, dtype=torch.double) if kind == "relative" else rotary_table(200, DIM)
 
     def full(self, x: Tensor, padding_mask: Tensor | None = None, **flags: Any) -> Tensor:
         return self.module(x, self.table, *self.biases, padding_mask=padding_mask, **flags)

@@ -12,7 +12,7 @@ from fairseq_efficient.stream_memory import extend
 from tests.util import assert_close
 
 CHANNELS, HEADS, DIM = 12, 3, 6
-TABLE = sinusoids(200, CHANNELS)
+TABLE = sinusoids(200, CHANNELS, dtype=torch.double)
 
 
 def layer_of(**flags: Any) -> tuple[RelativeSelfAttention, list[Tensor]]:

@@ -22,15 +22,14 @@ from fairseq import checkpoint_utils
 import efficient_systems  # noqa: F401  (registers)
 from fairseq_efficient import checkpoint_sizes, checkpoints, tensor_files
 from fairseq_efficient.errors import UserError
-from tests.fairseq_efficient.test_checkpoints import Calls, enlarge
 from tests.reliability.conftest import Training
+from tests.reliability.crafts import CRAFTED, HUGE, bytes_that_are_not_there, code, huge_model, text_for_our_own_model
 from tests.reliability.figures import Record
 from tests.reliability.systems import MAIN_SYSTEMS
 from tests.util import SYSTEMS, System, error_line, run_here
 
 every_system = pytest.mark.parametrize("system", MAIN_SYSTEMS, ids=str)
 SECONDS, MEGABYTES = 2, 500
-HUGE = 10**12
 
 
 class Cost:
@@ -62,73 +61,6 @@ def trained_state(training: Callable[[System], Training], system: System) -> dic
 # --- checkpoints by every way in --------------------------------------------------------------------------------------
 
 
-def code(state: dict[str, Any], path: Path, marker: Path) -> None:
-    torch.save({**state, "extra_state": Calls(os.system, f"touch {marker}")}, path)
-
-
-def old_code(state: dict[str, Any], path: Path, marker: Path) -> None:
-    state = {**state, "extra_state": Calls(os.system, f"touch {marker}")}
-    torch.save(state, path, _use_new_zipfile_serialization=False)
-
-
-def text_that_is_evaluated(state: dict[str, Any], path: Path, marker: Path) -> None:
-    state["cfg"]["model"] = {"_name": "fconv", "encoder_layers": f"[open({str(marker)!r}, 'w')]"}
-    torch.save(state, path)
-
-
-def member_elsewhere(state: dict[str, Any], path: Path, marker: Path) -> None:
-    torch.save(state, path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(f"../{marker.name}", b"x")
-
-
-def huge_tensor(state: dict[str, Any], path: Path, marker: Path) -> None:
-    torch.save({**state, "model": {"weight": torch.arange(5000.0)}}, path)
-    enlarge(path)
-
-
-def huge_model(state: dict[str, Any], path: Path, marker: Path) -> None:
-    for name in ("encoder_ffn_embed_dim", "decoder_ffn_embed_dim", "attn_span"):
-        if name in state["cfg"]["model"]:
-            state["cfg"]["model"][name] = HUGE
-    torch.save(state, path)
-
-
-def text_for_our_own_model(state: dict[str, Any], path: Path, marker: Path) -> None:
-    state["cfg"]["model"]["adaptive_softmax_cutoff"] = f"[open({str(marker)!r}, 'w')]"
-    torch.save(state, path)
-
-
-def bytes_that_are_not_there(state: dict[str, Any], path: Path, marker: Path) -> None:
-    torch.save({**state, "extra_state": Calls(bytearray, HUGE)}, path)
-
-
-def storage_that_is_not_there(state: dict[str, Any], path: Path, marker: Path) -> None:
-    torch.save({**state, "extra_state": Calls(torch.FloatTensor, HUGE)}, path)
-
-
-def tensor_of_one_number(state: dict[str, Any], path: Path, marker: Path) -> None:
-    state["model"]["more"] = torch.zeros(1).expand(HUGE)
-    huge_model(state, path, marker)
-
-
-def lists_of_lists(state: dict[str, Any], path: Path, marker: Path) -> None:
-    many: list[Any] = []
-    for _ in range(40):
-        many = [many] * 10
-    state["cfg"]["model"]["dropout"] = many
-    torch.save(state, path)
-
-
-def options_in_themselves(state: dict[str, Any], path: Path, marker: Path) -> None:
-    state["cfg"]["model"]["more"] = state["cfg"]
-    torch.save(state, path)
-
-
-CRAFTED = (
-    code, old_code, text_that_is_evaluated, member_elsewhere, huge_tensor, huge_model, text_for_our_own_model,
-    bytes_that_are_not_there, storage_that_is_not_there, tensor_of_one_number, lists_of_lists, options_in_themselves,
-)  # fmt: skip
 WAYS: dict[str, tuple[str, str, tuple[str, ...]]] = {  # a way in -> system, command, arguments; % is the checkpoint
     "generate": ("pyramidion_tiny", "generate", ("@", "--path", "%", "--cpu")),
     "eval-lm": ("par_supernet", "eval_lm", ("@", "--task", "par_search", "--path", "%", "--cpu")),

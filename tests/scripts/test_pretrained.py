@@ -79,7 +79,9 @@ def tiny(recipe: plans.Recipe, texts: Path) -> plans.Recipe:
             flags[flags.index(flag) + 1] = value
     small = [replace(one, updates=2, flags=(*one.flags, *TINY[recipe.system])) for one in recipe.trainings]
     search = recipe.search and replace(
-        recipe.search, updates=8, flags=(*recipe.search.flags, *TINY[recipe.system], "--decoder-blocks", "3")
+        recipe.search,
+        updates=8,
+        flags=(*recipe.search.flags, *TINY[recipe.system], "--decoder-blocks", "3", "--arch-lr", "0"),  # all attention
     )
     return replace(recipe, prepare=(name, *flags), trainings=tuple(small), search=search)
 
