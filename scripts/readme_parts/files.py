@@ -1,7 +1,7 @@
 """The files of results, and how their numbers are written."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,10 +19,15 @@ def load(name: str) -> Document | None:
     return found
 
 
+def experiments(results: Document) -> Iterator[tuple[Document, list[Document]]]:
+    """(facts, rows) of each experiment of a file."""
+    for name, about in results["experiments"].items():
+        yield about, [row for row in results["rows"] if row["experiment"] == name]
+
+
 def first_experiment(results: Document) -> tuple[Document, list[Document]]:
-    """(facts, rows) of the first experiment of a file, which is the one that README shows."""
-    name, about = next(iter(results["experiments"].items()))
-    return about, [row for row in results["rows"] if row["experiment"] == name]
+    """Of the first one alone."""
+    return next(experiments(results))
 
 
 def value(rows: Iterable[Document], model: str, metric: str, setting: str = "updates") -> float | None:

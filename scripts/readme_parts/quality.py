@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fairseq_efficient.report.speed_quality import DENSE, LIMIT, STOCK, SpeedQuality
-from readme_parts.files import Document, first_experiment, load, models_of, seeds_of, shown, table, value
+from readme_parts.files import Document, experiments, first_experiment, load, models_of, seeds_of, shown, table, value
 
 SCORES = ("rouge1", "rouge2", "rougeL")
 
@@ -136,8 +136,11 @@ def skimmed_line(results: Document) -> str:
 
 
 def layouts(results: Document) -> str:
-    """Each layout of the first experiment on one line: perplexity, size and latency."""
-    about, rows = first_experiment(results)
+    """Each layout of each experiment on one line: perplexity, size and latency."""
+    return "\n".join(_layouts_of(about, rows) for about, rows in experiments(results))
+
+
+def _layouts_of(about: Document, rows: list[Document]) -> str:
     settings, scored = about["settings"], about["data"]["scored"]
     metrics = ((f"{scored}_ppl", 2), ("attention", 1), ("latency_ms_hidden_batch1", 1), ("latency_ms_keys_batch1", 1),
                ("seconds_per_update", 3))  # fmt: skip
@@ -155,17 +158,17 @@ def layouts(results: Document) -> str:
 
 
 def layouts_line(results: Document) -> str:
-    about, rows = first_experiment(results)
-    scored = about["data"]["scored"]
-    each = []
-    for model in models_of(row for row in rows if row["metric"] == "attention"):
-        perplexity, blocks = value(rows, model, f"{scored}_ppl"), value(rows, model, "attention")
-        each.append(f"{model} {shown(perplexity, 2)} ({shown(blocks, 0)} attention blocks)")
-    settings = about["settings"]
-    return (
-        f"{scored} perplexity, {about['data']['name']}, {settings['blocks']} blocks, {settings['updates']:,} updates, "
-        f"mean of {seeds_of(rows)} seeds: {', '.join(each)}"
-    )
+    parts = []
+    for about, rows in experiments(results):
+        scored, settings, each = about["data"]["scored"], about["settings"], []
+        for model in models_of(row for row in rows if row["metric"] == "attention"):
+            perplexity, blocks = value(rows, model, f"{scored}_ppl"), value(rows, model, "attention")
+            each.append(f"{model} {shown(perplexity, 2)} ({blocks:.3g} attention blocks)")
+        parts.append(
+            f"{scored} perplexity, {about['data']['name']}, {settings['blocks']} blocks, {settings['updates']:,} "
+            f"updates, mean of {seeds_of(rows)} seeds: {', '.join(each)}"
+        )
+    return "; ".join(parts)
 
 
 # --- spans -----------------------------------------------------------------------------------------------------------
