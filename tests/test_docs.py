@@ -315,4 +315,4 @@ def test_help_lists_the_flags_of_what_stands_beside_it(system: str, flags: tuple
     """As the READMEs say; stock shows its help before it knows of any model."""
     (command,) = re.findall(r"`fairseq-train (.*--help)`", (ROOT / system / "README.md").read_text())
     status, output = run_here("train", shlex.split(command.replace("--user-dir ", f"--user-dir {ROOT}/")))
-    assert status == 0 and output.startswith("usage:") and all(flag in output for flag in flags)
+    assert status == 0 and "usage: train" in output and all(flag in output for flag in flags)
