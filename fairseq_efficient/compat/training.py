@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from fairseq_efficient.compat.patching import patch
+from fairseq_efficient.errors import UserError
 
 
 def let_tasks_end_training() -> None:
     """Stock ends training by ``--max-update``, time, learning rate or patience only: a task may have a method
     ``training_is_over()``, asked after each update, on all ranks alike. Training then ends as usual: validated, saved.
+    And where the metric of the best checkpoint is none that is logged, stock forgets what it trained until then.
     """
     for name in ("fairseq_cli.train", "__main__"):  # the latter: python -m fairseq_cli.train
         module = sys.modules.get(name)
@@ -22,7 +24,16 @@ def let_tasks_end_training() -> None:
 
 def _ended_by_task(module: Any, stock: Any) -> Any:
     def validate_and_save(cfg: Any, trainer: Any, task: Any, epoch_itr: Any, subsets: Any, end_of_epoch: bool) -> Any:
-        losses, stop = stock(cfg, trainer, task, epoch_itr, subsets, end_of_epoch)
+        metric = cfg.checkpoint.best_checkpoint_metric
+        try:
+            losses, stop = stock(cfg, trainer, task, epoch_itr, subsets, end_of_epoch)
+        except KeyError as err:
+            if err.args != (metric,):
+                raise
+            module.checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+            raise UserError(
+                f"--best-checkpoint-metric {metric}: validation logs no such value; what was trained is saved"
+            ) from None
         if stop or not (hasattr(task, "training_is_over") and task.training_is_over()):
             return losses, stop
         if losses[0] is None and not cfg.dataset.disable_validation:

@@ -20,7 +20,7 @@ from tests.faults import SMALL
 from tests.reliability.conftest import Training
 from tests.reliability.figures import Record
 from tests.reliability.systems import MAIN_SYSTEMS, wait_for
-from tests.util import PATIENCE, SYSTEMS, Command, System, error_line, losses, run_cli, train_args
+from tests.util import PATIENCE, SYSTEMS, Command, System, error_line, losses, refused, run_cli, train_args
 
 every_system = pytest.mark.parametrize("system", MAIN_SYSTEMS, ids=str)
 KILLS = 20  # of each system
@@ -201,6 +201,14 @@ def test_r6_a_folder_that_cannot_be_written_is_one_line(
     assert error_line(output) == f"error: --save-dir {folder}: Permission denied"
     assert not losses(output) and last.read_bytes() == before and os.listdir(folder) == [last.name]
     figure("R6", "folders without permission", 1)
+
+
+def test_r17_a_metric_that_is_not_logged_loses_no_update(datasets: dict[str, Path], tmp_path: Path, figure: Record):
+    system = next(one for one in MAIN_SYSTEMS if one.user_dir == "adaptive_span")
+    args = train_args(datasets[system.data], tmp_path, system, "--best-checkpoint-metric", "rouge9")
+    assert "--best-checkpoint-metric rouge9: validation logs no such value" in refused("train", args)
+    assert updates_in(tmp_path / "checkpoint_last.pt") > 0
+    figure("R17", "mistakes told in one line", 1)
 
 
 def test_r6_a_save_dir_that_is_a_file_is_one_line(datasets: dict[str, Path], tmp_path: Path):
