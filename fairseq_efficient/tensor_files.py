@@ -7,6 +7,7 @@ given.
 
 import argparse
 import hashlib
+import io
 import json
 import os
 from typing import Any
@@ -89,14 +90,9 @@ def tensor_file(state: dict[str, Any], dtype: torch.dtype = torch.float32) -> by
         "cfg": settings(config),
         "num_updates": int(history[-1].get("num_updates", 0)),
         "tied": tied,
-        "sha256": hashlib.sha256(_numbers(save(kept))).hexdigest(),
     }
+    about["sha256"] = _digest(io.BytesIO(save(kept)), about)
     return save(kept, {"format": "pt", KEY: json.dumps(about, sort_keys=True)})
-
-
-def _numbers(file: bytes) -> memoryview:
-    """The part of a file behind its header."""
-    return memoryview(file)[8 + int.from_bytes(file[:8], "little") :]
 
 
 def read_tensor_file(path: str) -> dict[str, Any]:
@@ -106,8 +102,8 @@ def read_tensor_file(path: str) -> dict[str, Any]:
         UserError: damaged, or not written by :func:`tensor_file`.
         OSError: as opening the file raises it.
     """
-    with open(path, "rb") as file:
-        digest = _digest(file)
+    with open(path, "rb"):  # for its OSError
+        pass
     try:
         with safe_open(path, framework="pt") as tensors:
             header = (tensors.metadata() or {}).get(KEY)
@@ -115,6 +111,8 @@ def read_tensor_file(path: str) -> dict[str, Any]:
     except (SafetensorError, ValueError, RuntimeError, MemoryError) as err:
         raise UserError(f"checkpoint {path} cannot be read: it is damaged, or not safetensors ({err})") from None
     about = _about(header, path)
+    with open(path, "rb") as file:
+        digest = _digest(file, about)
     if digest != about["sha256"]:
         raise UserError(f"checkpoint {path} cannot be read: a byte was altered (wrong checksum)")
     weights = {name: weight.float() if weight.is_floating_point() else weight for name, weight in weights.items()}
@@ -136,10 +134,13 @@ def read_tensor_file(path: str) -> dict[str, Any]:
     }
 
 
-def _digest(file: Any) -> str:
-    """sha256 of what stands behind the header, read by the megabyte."""
-    found = hashlib.sha256()
-    file.seek(8 + int.from_bytes(file.read(8), "little"))
+def _digest(file: Any, about: dict[str, Any]) -> str:
+    """sha256 of all that is in a (valid) file: names, shapes and places of its tensors, ``about``, and the numbers,
+    which are read by the megabyte."""
+    header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    rest = {key: value for key, value in about.items() if key != "sha256"}
+    found = hashlib.sha256(json.dumps([header, rest], sort_keys=True).encode())
     while block := file.read(1 << 20):
         found.update(block)
     return found.hexdigest()

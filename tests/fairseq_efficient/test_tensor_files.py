@@ -12,6 +12,7 @@ from fairseq_efficient.checkpoints import read_checkpoint
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.tensor_files import KEY, tensor_file
 from tests.fairseq_efficient.test_checkpoints import state as stored
+from tests.util import assert_close
 
 
 def state(**changes: Any) -> dict[str, Any]:
@@ -105,6 +106,26 @@ def test_damage_is_told(how: str, tmp_path: Path):
     path = write(tmp_path, damaged(tensor_file(state()), how))
     with pytest.raises(UserError, match=f"{path} cannot be read: .*(damaged|altered)"):
         read_checkpoint(path)
+
+
+def test_no_flipped_bit_goes_unseen(tmp_path: Path):
+    """Of all of the file: the configuration in the header decides what the weights mean."""
+    file = tensor_file(state())
+    path = write(tmp_path, file)
+    expected = read_checkpoint(path)
+    refused, places = 0, range(0, 8 * len(file), 37)
+    for place in places:
+        data = bytearray(file)
+        data[place // 8] ^= 1 << place % 8
+        Path(path).write_bytes(data)
+        try:
+            found = read_checkpoint(path)
+        except UserError:
+            refused += 1
+            continue
+        assert found["cfg"] == expected["cfg"] and list(found["model"]) == list(expected["model"])
+        assert_close(found["model"], expected["model"], 0, 0)
+    assert refused > 0.9 * len(places)
 
 
 @pytest.mark.parametrize("header", [{"format": "pt"}, {KEY: "{"}, {KEY: "[]"}, {KEY: '{"version": 1, "cfg": 3}'}])
