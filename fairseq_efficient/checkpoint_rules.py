@@ -62,6 +62,15 @@ def check_checkpoint(state: dict[str, Any], path: str) -> None:
     checkpoint_sizes.expect(state, path)
 
 
+def check_bookkeeping(state: dict[str, Any], path: str) -> None:
+    """What stock reads of every training state, without looking whether it is there."""
+    if not isinstance(state.get("model"), dict):
+        raise UserError(f"checkpoint {path} refused: it holds no model weights")
+    history = state.get("optimizer_history", [{}] if "best_loss" in state else None)
+    if not isinstance(history, list) or not history or not isinstance(history[-1], dict):
+        raise UserError(f"checkpoint {path} refused: it is no training state of fairseq (no optimizer_history)")
+
+
 def check_options(value: Any, path: str) -> None:
     """Refuse options that fairseq would run as code, and values that are nested without end.
 

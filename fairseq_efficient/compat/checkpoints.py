@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 
 from fairseq_efficient import checkpoint_sizes, checkpoints
-from fairseq_efficient.checkpoint_rules import check_checkpoint
+from fairseq_efficient.checkpoint_rules import check_bookkeeping, check_checkpoint
 from fairseq_efficient.checkpoint_sizes import Bounded
 from fairseq_efficient.compat.patching import Overlay, patch
 from fairseq_efficient.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def read_checkpoints_safely() -> None:
@@ -34,6 +37,7 @@ def _load(file: Any, **_: Any) -> dict[str, Any]:
     checkpoint_sizes.expect_nothing()
     path, state = checkpoints.read_or_fall_back(file.name)
     check_checkpoint(state, path)
+    check_bookkeeping(state, path)
     return state
 
 
@@ -134,7 +138,12 @@ def name_what_does_not_fit() -> None:
             if not os.path.basename(filename).startswith("checkpoint_last") and not PathManager.isfile(filename):
                 raise UserError(f"checkpoint {filename} does not exist (--restore-file, --finetune-from-model)")
             with _explained(filename):
-                return stock(self, filename, *args, **kwargs)
+                try:
+                    return stock(self, filename, *args, **kwargs)
+                except (KeyError, IndexError, AttributeError, TypeError, ZeroDivisionError) as err:
+                    logger.debug("what came of the checkpoint's values", exc_info=True)
+                    said = f"{type(err).__name__}: {err}"
+                    raise UserError(f"checkpoint {filename} is not one to resume from ({said})") from None
 
         return load_checkpoint
 

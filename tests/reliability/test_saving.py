@@ -203,6 +203,34 @@ def test_r6_a_folder_that_cannot_be_written_is_one_line(
     figure("R6", "folders without permission", 1)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": None}, "it holds no model weights"),
+        ({"model": [1]}, "it holds no model weights"),
+        ({"optimizer_history": None}, "no optimizer_history"),
+        ({"optimizer_history": []}, "no optimizer_history"),
+        ({"extra_state": None}, "is not one to resume from"),
+        ({"last_optimizer_state": 7}, "is not one to resume from"),
+    ],
+    ids=str,
+)
+def test_r5_what_is_no_training_state_is_told(
+    changes: dict[str, Any],
+    said: str,
+    training: Callable[[System], Training],
+    datasets: dict[str, Path],
+    tmp_path: Path,
+):
+    system = next(one for one in MAIN_SYSTEMS if one.user_dir == "adaptive_span")
+    state = checkpoints.read_checkpoint(str(training(system).folder / "checkpoint_last.pt"))
+    path = tmp_path / "other.pt"
+    torch.save({key: value for key, value in {**state, **changes}.items() if value is not None}, path)
+    more = ("--restore-file", str(path), "--max-update", "10")
+    line = refused("train", train_args(datasets[system.data], tmp_path / "new", system, *more))
+    assert str(path) in line and said in line
+
+
 def test_r17_a_metric_that_is_not_logged_loses_no_update(datasets: dict[str, Path], tmp_path: Path, figure: Record):
     system = next(one for one in MAIN_SYSTEMS if one.user_dir == "adaptive_span")
     args = train_args(datasets[system.data], tmp_path, system, "--best-checkpoint-metric", "rouge9")
