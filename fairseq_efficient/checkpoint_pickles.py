@@ -4,13 +4,13 @@ torch's ``weights_only`` refuses code, but calls some constructors with any argu
 ``torch.FloatTensor(10**9)`` of a file of a few bytes.
 """
 
+import argparse
 import pickletools
 import re
 import zipfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
@@ -64,10 +64,9 @@ def _pickles(path: str) -> Iterator[BinaryIO]:
 def expanded(state: Any) -> str | None:
     """The name of a tensor that is much larger than what the file holds of it, or None."""
     for key, value in leaves(state):
-        if isinstance(value, Tensor) and value.layout is torch.strided:
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes() + _EXPANDED:
-                return key
-        elif isinstance(value, Tensor):
+        if not isinstance(value, Tensor):  # dense: others cannot be named
+            continue
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes() + _EXPANDED:
             return key
     return None
 
@@ -85,7 +84,7 @@ def leaves(value: Any, most: int = 1_000_000, deepest: int = 60) -> Iterator[tup
         most -= 1
         if most < 0 or depth > deepest:
             raise UserError("values that are nested without end")
-        if hasattr(value, "__dict__") and type(value).__name__ == "Namespace":
+        if isinstance(value, argparse.Namespace):
             value = vars(value)
         if isinstance(value, dict):
             stack.extend((str(inner), part, depth + 1) for inner, part in value.items())

@@ -102,19 +102,16 @@ def read_tensor_file(path: str) -> dict[str, Any]:
         UserError: damaged, or not written by :func:`tensor_file`.
         OSError: as opening the file raises it.
     """
-    with open(path, "rb"):  # for its OSError
-        pass
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            header = (tensors.metadata() or {}).get(KEY)
-            weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, ValueError, RuntimeError, MemoryError) as err:
-        raise UserError(f"checkpoint {path} cannot be read: it is damaged, or not safetensors ({err})") from None
-    about = _about(header, path)
     with open(path, "rb") as file:
-        digest = _digest(file, about)
-    if digest != about["sha256"]:
-        raise UserError(f"checkpoint {path} cannot be read: a byte was altered (wrong checksum)")
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                header = (tensors.metadata() or {}).get(KEY)
+                weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, ValueError, RuntimeError, MemoryError) as err:
+            raise UserError(f"checkpoint {path} cannot be read: it is damaged, or not safetensors ({err})") from None
+        about = _about(header, path)
+        if _digest(file, about) != about["sha256"]:
+            raise UserError(f"checkpoint {path} cannot be read: a byte was altered (wrong checksum)")
     weights = {name: weight.float() if weight.is_floating_point() else weight for name, weight in weights.items()}
     for name, other in about["tied"].items():
         if other not in weights:

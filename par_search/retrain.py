@@ -81,8 +81,7 @@ def _flags(section: str, defaults: Any, cfg: Mapping[str, Any]) -> Iterator[str]
 
 def _followed(default: Any, value: Any, cfg: Mapping[str, Any]) -> Any:
     """``default``, or the value that it names: ``${dataset.batch_size}``; ``value`` where there is no such one."""
-    if not (isinstance(default, str) and default.startswith("${")):
+    if not (isinstance(default, str) and default.startswith("${")) or value == default:
         return default
     section, _, name = default[2:-1].rpartition(".")
-    found = (cfg.get(section) or {}).get(name, value)
-    return value if isinstance(value, str) and value == default else found
+    return (cfg.get(section) or {}).get(name, value)

@@ -139,7 +139,7 @@ def staging(destination: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``destination`` if the block ends well and disappears if not.
 
     Raises:
-        UserError: it cannot be made. CannotWrite: the disk is full, or ends to be there.
+        UserError: it cannot be made. CannotWrite: the disk is full, or fails.
     """
     folder = destination.with_name(f".{destination.name}.tmp-{os.getpid()}")
     try:
