@@ -13,7 +13,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.ops.optimal_cutoffs import optimal_cutoffs, partition_cost
+from fairseq_efficient.ops.optimal_cutoffs import LOGIT, optimal_cutoffs, partition_cost
 from fairseq_efficient.text.reading import Bad, read_lines
 
 EPILOG = """
@@ -22,8 +22,10 @@ list of counts or probabilities, one a line in any order (ids are by falling cou
 output; what they cost goes to standard error.
 
 cost models
-  matmul  multiply-adds of a token on average: (c0 + J) d + sum of p_i (d d_i + n_i d_i), for a head of c0 types and J
-          clusters, and tails of n_i types, probability p_i and width d_i = d / factor^i
+  time    multiply-adds of a token on average: (c0 + J) (d + x) + sum of p_i (d d_i + n_i (d_i + x)), for a head of c0
+          types and J clusters, and tails of n_i types, probability p_i and width d_i = d / factor^i; x is what the
+          softmax of a logit takes, counted in multiply-adds (--logit-cost)
+  matmul  the same without x: the products alone
   size    sum over all bins, the head too, of types x count
 """
 
@@ -36,10 +38,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clusters", type=int, default=3, metavar="K", help="bins with the head (default: %(default)s)"
     )
-    parser.add_argument("--cost", choices=["matmul", "size"], default="matmul", help="default: %(default)s")
+    parser.add_argument("--cost", choices=["time", "matmul", "size"], default="time", help="default: %(default)s")
     parser.add_argument("--dim", type=int, default=512, help="--decoder-embed-dim of the model (default: %(default)s)")
     parser.add_argument(
         "--factor", type=float, default=4.0, help="its --adaptive-softmax-factor (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--logit-cost", type=float, metavar="X", help=f"x of --cost time (default: {LOGIT:g}, measured on a CPU)"
     )
     return parser
 
@@ -92,6 +97,11 @@ def main() -> None:
     for flag, value, least in (("clusters", args.clusters, 1), ("dim", args.dim, 1), ("factor", args.factor, 1)):
         if not value >= least:
             raise UserError(f"--{flag} {value}: must be at least {least}")
+    if args.logit_cost is not None and args.cost != "time":
+        raise UserError("--logit-cost is for --cost time")
+    logit = LOGIT if args.logit_cost is None else args.logit_cost
+    if not 0 <= logit < math.inf:
+        raise UserError(f"--logit-cost {logit}: must be at least 0")
     counts, special = (read_list(args.file), 0) if is_list(args.file) else read_dictionary(args.file)
     if not counts.sum() > 0:
         raise UserError(f"{args.file}: all counts are 0")
@@ -101,11 +111,12 @@ def main() -> None:
         )
     if special and (np.diff(counts[special:]) > 0).any():
         print(f"note: {args.file} is not sorted by count; ids stay as they are", file=sys.stderr)
-    model = {"dim": args.dim, "factor": args.factor} if args.cost == "matmul" else {}
+    model = {} if args.cost == "size" else {"dim": args.dim, "factor": args.factor}
+    model |= {"logit": logit} if args.cost == "time" else {}
     cutoffs, cost = optimal_cutoffs(counts, args.clusters, smallest_head=special + 1, **model)
     print(",".join(map(str, cutoffs)), flush=True)
     full = partition_cost(counts, [], **model)
-    unit = "multiply-adds a token" if model else "types x tokens"
+    unit = "types x tokens" if args.cost == "size" else "multiply-adds a token"
     text = f"{len(counts):,} ids: {cost:,.0f} {unit}, {full / cost:.2f} times fewer than a full softmax"
     if not cutoffs:
         text += " (one cluster is a full softmax: leave --adaptive-softmax-cutoff out)"

@@ -27,7 +27,15 @@ def dictionary(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "flags", [(), ("--cost", "size"), ("--dim", "32", "--factor", "2", "--clusters", "4")], ids=str
+    "flags",
+    [
+        (),
+        ("--cost", "size"),
+        ("--cost", "matmul"),
+        ("--logit-cost", "3"),
+        ("--dim", "32", "--factor", "2", "--clusters", "4"),
+    ],
+    ids=str,
 )
 def test_a_dictionary(dictionary: Path, flags: tuple[str, ...]):
     """Cutoffs are ids: special symbols and padding count as ids, and the special ones are in the head
@@ -36,7 +44,8 @@ def test_a_dictionary(dictionary: Path, flags: tuple[str, ...]):
     words = Dictionary.load(str(dictionary))
     counts = np.array([0] * 4 + words.count[4:])
     assert len(words) == 64 and "64 ids" in output
-    model = {} if "size" in flags else {"dim": 32 if flags else 512, "factor": 2.0 if flags else 4.0}
+    model = {} if "size" in flags else {"dim": 32 if "32" in flags else 512, "factor": 2.0 if "2" in flags else 4.0}
+    model |= {} if "--cost" in flags else {"logit": 3.0 if "3" in flags else 80.0}
     clusters = 4 if "4" in flags else 3
     expected, cost = naive.optimal_cutoffs(counts, clusters, smallest_head=5, **model)
     assert naive.partition_cost(counts, cutoffs_of(output), **model) == pytest.approx(cost)
@@ -58,6 +67,8 @@ def test_a_list_in_any_order(tmp_path: Path):
         ("5\n4\n", ["--clusters", "0"], "--clusters 0: must be at least 1"),
         ("5\n4\n", ["--clusters", "3"], "--clusters 3: more than the 2 types"),
         ("5\n4\n", ["--dim", "0"], "--dim 0: must be at least 1"),
+        ("5\n4\n", ["--logit-cost", "-1"], "--logit-cost -1.0: must be at least 0"),
+        ("5\n4\n", ["--cost", "size", "--logit-cost", "1"], "--logit-cost is for --cost time"),
         ("5\n4\n", ["--factor", "nan"], "--factor nan: must be at least 1"),
         ("5\nx\n", [], "counts.txt:2: expected a number, got 'x'"),
         ("5\n-1\n", [], "counts.txt:2: -1 is not a finite number"),

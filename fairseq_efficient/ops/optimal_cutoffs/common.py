@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+LOGIT = 80.0  # what a logit costs beside its product on CPUs, measured by scripts/bench/par_search.py
+
 
 class Costs(NamedTuple):
     """Cost of a partition, times the number of all tokens.
@@ -25,18 +27,17 @@ def band_width(dim: int, factor: float, number: int) -> int:
     return max(1, int(dim // factor**number))
 
 
-def cost_model(total: float, tails: int, dim: int | None, factor: float) -> Costs:
+def cost_model(total: float, tails: int, dim: int | None, factor: float, logit: float) -> Costs:
     """See :func:`fairseq_efficient.ops.optimal_cutoffs.fast.optimal_cutoffs`; ``total``: number of all tokens."""
     if dim is None:
         return Costs(0.0, 1.0, 0.0, [0.0] * tails, [1.0] * tails)
     widths = [band_width(dim, factor, tail + 1) for tail in range(tails)]
-    return Costs(
-        dim * total, 0.0, tails * dim * total, [float(dim * width) for width in widths], list(map(float, widths))
-    )
+    head = (dim + logit) * total
+    return Costs(head, 0.0, tails * head, [float(dim * width) for width in widths], [width + logit for width in widths])
 
 
 def check_arguments(
-    counts: np.ndarray, clusters: int, dim: int | None, factor: float, smallest_head: int
+    counts: np.ndarray, clusters: int, dim: int | None, factor: float, smallest_head: int, logit: float
 ) -> np.ndarray:
     """(N + 1,) float64: tokens of the first 0, 1, ... N types."""
     counts = np.asarray(counts)
@@ -56,6 +57,8 @@ def check_arguments(
         raise ValueError(f"dim {dim}: must be at least 1")
     if not factor >= 1:
         raise ValueError(f"factor {factor}: must be at least 1")
+    if not 0 <= logit < np.inf:
+        raise ValueError(f"logit {logit}: must be at least 0")
     return np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
 
 

@@ -11,13 +11,21 @@ from fairseq_efficient.ops.optimal_cutoffs.common import check_arguments, check_
 
 
 def optimal_cutoffs(
-    counts: np.ndarray, clusters: int, *, dim: int | None = None, factor: float = 4.0, smallest_head: int = 1
+    counts: np.ndarray,
+    clusters: int,
+    *,
+    dim: int | None = None,
+    factor: float = 4.0,
+    smallest_head: int = 1,
+    logit: float = 0.0,
 ) -> tuple[list[int], float]:
     """Exactly cheapest partition of a vocabulary into ``clusters`` bins of consecutive ids, none of them empty.
 
     Two cost models. Without ``dim``: the sum over all bins, the head too, of types times tokens. With ``dim``, d: the
     multiply-adds of one token on average, ``(c_0 + J) d + sum_i p_i (d d_i + n_i d_i)``, for a head of c_0 types and
     J = clusters - 1 cluster logits, and tails of n_i types, probability p_i, width d_i = max(1, floor(d / factor^i)).
+    With ``logit`` each logit costs so many more (``LOGIT`` on CPUs): its softmax, forward and backward, which in narrow
+    bands takes longer than its product.
 
     Args:
         counts: (N,) tokens of each type, by id; need not fall, but then frequent types pay for their neighbours.
@@ -29,11 +37,11 @@ def optimal_cutoffs(
 
     Raises:
         ValueError: counts that are negative, not finite or all 0; more clusters than types; dim, factor or
-            smallest_head below 1.
+            smallest_head below 1; logit below 0.
     """
-    before = check_arguments(counts, clusters, dim, factor, smallest_head)
+    before = check_arguments(counts, clusters, dim, factor, smallest_head, logit)
     types = len(counts)
-    model = cost_model(before[-1], clusters - 1, dim, factor)
+    model = cost_model(before[-1], clusters - 1, dim, factor, logit)
     ends = np.arange(types + 1, dtype=np.float64)
     costs = model.constant + model.head_size * ends + model.head * ends * before
     starts = []
@@ -51,15 +59,17 @@ def optimal_cutoffs(
     return cutoffs, cost / float(before[-1]) if dim is not None else cost
 
 
-def partition_cost(counts: np.ndarray, cutoffs: list[int], *, dim: int | None = None, factor: float = 4.0) -> float:
+def partition_cost(
+    counts: np.ndarray, cutoffs: list[int], *, dim: int | None = None, factor: float = 4.0, logit: float = 0.0
+) -> float:
     """Cost of given cutoffs; models and arguments as for :func:`optimal_cutoffs`.
 
     Raises:
         ValueError: cutoffs that do not rise, or lie outside the vocabulary; see also there.
     """
-    before = check_arguments(counts, len(cutoffs) + 1, dim, factor, 1)
+    before = check_arguments(counts, len(cutoffs) + 1, dim, factor, 1, logit)
     edges = check_cutoffs(cutoffs, len(counts))
-    model = cost_model(before[-1], len(cutoffs), dim, factor)
+    model = cost_model(before[-1], len(cutoffs), dim, factor, logit)
     cost = model.constant + edges[1] * (model.head_size + model.head * before[edges[1]])
     for once, each, start, end in zip(model.once, model.each, edges[1:-1], edges[2:], strict=True):
         cost += (before[end] - before[start]) * (once + each * (end - start))

@@ -1,4 +1,4 @@
-"""Optimal cutoffs: fast is naive is the best of all partitions, under both cost models."""
+"""Optimal cutoffs: fast is naive is the best of all partitions, under all cost models."""
 
 import itertools
 import time
@@ -8,7 +8,7 @@ import pytest
 
 from fairseq_efficient.ops.optimal_cutoffs import fast, naive, optimal_cutoffs, partition_cost
 
-MODELS = [{}, {"dim": 64}, {"dim": 7, "factor": 2.0}, {"dim": 32, "factor": 1.0}]
+MODELS = [{}, {"dim": 64}, {"dim": 7, "factor": 2.0}, {"dim": 32, "factor": 1.0}, {"dim": 9, "logit": 5.5}]
 KINDS = ["zipf", "flat", "random", "zeros", "shares"]
 
 
@@ -81,6 +81,8 @@ def test_the_models():
     expected = (1 + 2) * 8 + 0.2 * (8 * 4 + 1 * 4) + 0.2 * (8 * 2 + 2 * 2)
     assert partition_cost(counts, [1, 2], dim=8, factor=2) == pytest.approx(expected)
     assert partition_cost(counts, [], dim=8) == 4 * 8
+    softmaxes = 3 * (1 + 2) + 3 * (0.2 * 1 + 0.2 * 2)  # 3 for each logit of the head and of the tails
+    assert partition_cost(counts, [1, 2], dim=8, factor=2, logit=3) == pytest.approx(expected + softmaxes)
 
 
 @pytest.mark.parametrize("op", [fast, naive], ids=["fast", "naive"])
@@ -98,6 +100,7 @@ def test_the_models():
         ([1, 2], 2, {"dim": 0}, "dim 0"),
         ([1, 2], 2, {"dim": 4, "factor": 0.5}, "factor 0.5"),
         ([1, 2], 2, {"smallest_head": 0}, "smallest_head 0"),
+        ([1, 2], 2, {"dim": 4, "logit": -1.0}, "logit -1.0"),
     ],
 )
 def test_wrong_arguments(op, counts, clusters, more, message):
