@@ -55,16 +55,18 @@ class SequentialConfig(AdaptiveSoftmaxConfig):
         default=0, metadata={"help": "persistent vectors of each head, instead of feed-forward layers (0: none)"}
     )
     dropout: float = field(default=0.0, metadata={"help": "dropout on attention weights and inside the feed-forward"})
-    attention_dropout: Optional[float] = field(default=None, metadata={"help": "on weights alone (default: --dropout)"})
+    attention_dropout: Optional[float] = field(
+        default=None, metadata={"help": "dropout on attention weights alone (default: --dropout)"}
+    )
     activation_dropout: Optional[float] = field(
-        default=None, metadata={"help": "in the feed-forward alone (default: --dropout)"}
+        default=None, metadata={"help": "dropout inside the feed-forward alone (default: --dropout)"}
     )
     emb_dropout: float = field(default=0.0, metadata={"help": "dropout on embeddings and before the output layer"})
     activation_fn: ChoiceEnum(utils.get_available_activation_fns()) = field(  # type: ignore[valid-type]
         default="relu", metadata={"help": "activation of the feed-forward"}
     )
     checkpoint_activations: bool = field(
-        default=False, metadata={"help": "compute layers again in the backward: less memory, a third more time"}
+        default=False, metadata={"help": "recompute layers in the backward pass: less memory, a third more time"}
     )
     cpu_bf16: bool = field(
         default=False,

@@ -84,8 +84,12 @@ class DynamicPoolingConfig(FairseqDataclass):
         default=False, metadata={"help": "shortened layers skip the padding of rows with fewer segments"}
     )
     shortened_embed_dim: int = field(default=0, metadata={"help": "width of the shortened layers (0: as the others)"})
-    shortened_ffn_embed_dim: int = field(default=0, metadata={"help": "their feed-forward width (0: as the others)"})
-    shortened_attention_heads: int = field(default=0, metadata={"help": "their attention heads (0: as the others)"})
+    shortened_ffn_embed_dim: int = field(
+        default=0, metadata={"help": "feed-forward width of the shortened layers (0: as the others)"}
+    )
+    shortened_attention_heads: int = field(
+        default=0, metadata={"help": "attention heads of the shortened layers (0: as the others)"}
+    )
     position_encoding: ChoiceEnum(["relative", "rotary"]) = field(  # type: ignore[valid-type]
         default="relative", metadata={"help": "relative: as Transformer-XL (the paper); rotary: faster"}
     )

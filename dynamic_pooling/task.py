@@ -32,7 +32,9 @@ class DynamicPoolingTaskConfig(LanguageModelingConfig):
     )
     check_causality: ChoiceEnum(["new", "never"]) = field(  # type: ignore[valid-type]
         default="new",
-        metadata={"help": "new: before the first update of a new run, make sure that no token sees a later one"},
+        metadata={
+            "help": "new: before the first update of a new run, make sure that no token sees a later one; never: do not"
+        },
     )
 
 

@@ -54,7 +54,7 @@ class ParConfig(AdaptiveSoftmaxConfig):
         default=False, metadata={"help": "softmax and input share their embeddings (without adaptive ones)"}
     )
     checkpoint_activations: bool = field(
-        default=False, metadata={"help": "compute blocks again in the backward: less memory, a third more time"}
+        default=False, metadata={"help": "recompute blocks in the backward pass: less memory, a third more time"}
     )
     cpu_bf16: bool = field(
         default=False,
@@ -78,7 +78,7 @@ class ParLMConfig(ParConfig):
             "attention, in the first two thirds; sandwich: a^k (af)^(n-k) f^k"
         },
     )
-    par_ratio: float = field(default=5.0, metadata={"help": "blocks for each attention block of --layout-rule par"})
+    par_ratio: float = field(default=5.0, metadata={"help": "--layout-rule par: one block in this many is attention"})
     sandwich_coefficient: int = field(default=0, metadata={"help": "k of --layout-rule sandwich"})
 
 
@@ -92,9 +92,9 @@ class SupernetConfig(ParConfig):
     tau_start: float = field(default=5.0, metadata={"help": "temperature of the mixture before the first update"})
     tau_end: float = field(default=0.1, metadata={"help": "temperature after --tau-updates updates"})
     tau_schedule: ChoiceEnum(["exponential", "linear"]) = field(  # type: ignore[valid-type]
-        default="exponential", metadata={"help": "how the temperature goes from one to the other"}
+        default="exponential", metadata={"help": "how the temperature goes from --tau-start to --tau-end"}
     )
-    tau_updates: int = field(default=0, metadata={"help": "updates that this takes (0: --max-update)"})
+    tau_updates: int = field(default=0, metadata={"help": "updates from --tau-start to --tau-end (0: --max-update)"})
     supernet_eval: ChoiceEnum(["argmax", "mixture"]) = field(  # type: ignore[valid-type]
         default="argmax",
         metadata={
@@ -110,14 +110,16 @@ class SearchOptimizerConfig(FairseqDataclass):
     """Flags of ``--optimizer par_search``."""
 
     weight_optimizer: ChoiceEnum(WEIGHT_OPTIMIZERS) = field(  # type: ignore[valid-type]
-        default="adam", metadata={"help": "of the weights, with --lr: adam (AdamW), lamb or adagrad"}
+        default="adam", metadata={"help": "optimizer of the weights, with --lr: adam (AdamW), lamb or adagrad"}
     )
-    weight_beta1: float = field(default=0.9, metadata={"help": "of adam and lamb"})
-    weight_beta2: float = field(default=0.999, metadata={"help": "of adam and lamb"})
-    weight_eps: float = field(default=1e-8, metadata={"help": "added to their denominators"})
-    weight_decay: float = field(default=0.0, metadata={"help": "weight decay (adagrad: L2 penalty)"})
+    weight_beta1: float = field(default=0.9, metadata={"help": "first beta of --weight-optimizer adam and lamb"})
+    weight_beta2: float = field(default=0.999, metadata={"help": "second beta of --weight-optimizer adam and lamb"})
+    weight_eps: float = field(default=1e-8, metadata={"help": "epsilon of --weight-optimizer adam and lamb"})
+    weight_decay: float = field(default=0.0, metadata={"help": "weight decay of the weights (adagrad: L2 penalty)"})
     arch_lr: float = field(default=1e-2, metadata={"help": "learning rate of the architecture, constant (Adam)"})
-    arch_weight_decay: float = field(default=5e-4, metadata={"help": "its L2 penalty, which pulls to even choices"})
+    arch_weight_decay: float = field(
+        default=5e-4, metadata={"help": "L2 penalty of the architecture; it pulls to even choices"}
+    )
     lr: List[float] = II("optimization.lr")  # noqa: RUF009
 
 
@@ -142,8 +144,12 @@ class SearchCriterionConfig(CrossEntropyCriterionConfig):
         default=0.0, metadata={"help": "cost of all blocks that is good enough for hinge, in ms or GFLOP (0: none)"}
     )
     latency_power: float = field(default=0.6, metadata={"help": "power of --latency-loss product"})
-    latency_tokens: int = field(default=0, metadata={"help": "tokens of the costed forward (0: --tokens-per-sample)"})
-    latency_memory: int = field(default=-1, metadata={"help": "remembered tokens of it (-1: --mem-len)"})
+    latency_tokens: int = field(
+        default=0, metadata={"help": "tokens of the forward whose cost is expected (0: --tokens-per-sample)"}
+    )
+    latency_memory: int = field(
+        default=-1, metadata={"help": "remembered tokens of the forward whose cost is expected (-1: --mem-len)"}
+    )
 
 
 _WT103 = "20000,40000,200000"

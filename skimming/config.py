@@ -41,7 +41,10 @@ class SkimRobertaConfig(FairseqDataclass):
     attention_dropout: float = field(default=0.1, metadata={"help": "dropout on attention weights"})
     activation_dropout: float = field(default=0.0, metadata={"help": "dropout after the feed-forward activation"})
     pooler_dropout: float = field(default=0.0, metadata={"help": "dropout in the classification head"})
-    encoder_layerdrop: float = field(default=0.0, metadata={"help": "LayerDrop probability; its predictor drops too"})
+    encoder_layerdrop: float = field(
+        default=0.0,
+        metadata={"help": "LayerDrop: chance that a layer is left out in training, and its predictor with it"},
+    )
     max_positions: int = field(default=512, metadata={"help": "longest sentence, in tokens"})
     load_checkpoint_heads: bool = field(
         default=False, metadata={"help": "(re-)register and load heads when loading checkpoints"}
@@ -52,8 +55,8 @@ class SkimRobertaConfig(FairseqDataclass):
     spectral_norm_classification_head: bool = field(
         default=False, metadata={"help": "spectral normalisation of the classification head"}
     )
-    quant_noise_pq: float = field(default=0.0, metadata={"help": "product quantization noise in training"})
-    quant_noise_pq_block_size: int = field(default=8, metadata={"help": "its block size"})
+    quant_noise_pq: float = field(default=0.0, metadata={"help": "share of weights with product quantization noise"})
+    quant_noise_pq_block_size: int = field(default=8, metadata={"help": "block size of --quant-noise-pq"})
     checkpoint_activations: bool = field(
         default=False, metadata={"help": "recompute layers in the backward pass: less memory, a third more time"}
     )
@@ -80,7 +83,9 @@ class SkimRobertaConfig(FairseqDataclass):
     skim_tau: float = field(default=1.0, metadata={"help": "temperature of the gumbel-softmax in training"})
     skim_noise: float = field(
         default=1.0,
-        metadata={"help": "its noise is multiplied by this (0: training decides as evaluation does, which has none)"},
+        metadata={
+            "help": "the gumbel noise is multiplied by this (0: training decides as evaluation does, which has none)"
+        },
     )
     skim_noise_updates: int = field(
         default=0,
@@ -98,7 +103,10 @@ class SkimRobertaConfig(FairseqDataclass):
     )
     skim_protect: ChoiceEnum(PROTECTED) = field(  # type: ignore[valid-type]
         default="cls",
-        metadata={"help": "never skipped: the first token; also every </s>; also all up to the first </s>"},
+        metadata={
+            "help": "tokens that are never skipped. cls: the first; cls+sep: also every </s>; cls+question: all up to "
+            "the first </s>"
+        },
     )
     skim_layers: str = field(
         default="all", metadata={"help": "layers with a predictor before them: all, none, or e.g. 0,2,4-5"}
@@ -113,8 +121,8 @@ class SkimRobertaConfig(FairseqDataclass):
     skim_backend: ChoiceEnum(BACKENDS) = field(  # type: ignore[valid-type]
         default="auto",
         metadata={
-            "help": "packed attention: one call per sentence, per group of like length, for all; varlen: CUDA, half "
-            "precision; auto: the fastest"
+            "help": "attention over packed tokens. loop: a call for each sentence; bucket: for those of like length; "
+            "padded: one for all; varlen: one without padding (CUDA, half precision); auto: the fastest"
         },
     )
     skim_threshold: float = field(

@@ -89,17 +89,27 @@ class AdaptiveSoftmaxConfig(FairseqDataclass):
         default=None,
         metadata={"help": "ids at which tails begin, separated by commas (scripts/optimal_cutoffs.py); none: softmax"},
     )
-    adaptive_softmax_dropout: float = field(default=0.0, metadata={"help": "dropout on its input, and inside tails"})
-    adaptive_softmax_factor: float = field(default=4.0, metadata={"help": "each tail is so many times narrower"})
-    adaptive_input: bool = field(default=False, metadata={"help": "embeddings of rare types are narrower too"})
-    adaptive_input_cutoff: Optional[str] = field(
-        default=None, metadata={"help": "ids at which they narrow (default: --adaptive-softmax-cutoff)"}
+    adaptive_softmax_dropout: float = field(
+        default=0.0, metadata={"help": "dropout on the adaptive softmax: on its input and inside its tails"}
     )
-    adaptive_input_factor: float = field(default=4.0, metadata={"help": "so many times each"})
+    adaptive_softmax_factor: float = field(
+        default=4.0, metadata={"help": "each tail of the softmax is this many times narrower than the one before"}
+    )
+    adaptive_input: bool = field(default=False, metadata={"help": "input embeddings of rare types are narrower, too"})
+    adaptive_input_cutoff: Optional[str] = field(
+        default=None, metadata={"help": "ids at which input embeddings narrow (default: --adaptive-softmax-cutoff)"}
+    )
+    adaptive_input_factor: float = field(
+        default=4.0,
+        metadata={"help": "input embeddings after each cutoff are this many times narrower than those before"},
+    )
     tie_adaptive_weights: bool = field(
         default=False, metadata={"help": "adaptive softmax and adaptive input share their embeddings"}
     )
-    tie_adaptive_proj: bool = field(default=False, metadata={"help": "and the projections of narrower bands"})
+    tie_adaptive_proj: bool = field(
+        default=False,
+        metadata={"help": "with --tie-adaptive-weights: share the projections of narrower embeddings, too"},
+    )
 
 
 class Architectures:

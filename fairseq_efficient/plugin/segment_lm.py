@@ -45,7 +45,8 @@ class SegmentLMConfig(LanguageModelingConfig):
         },
     )
     eval_tokens_per_sample: Optional[int] = field(
-        default=None, metadata={"help": "the same in evaluation (default: --tokens-per-sample)"}
+        default=None,
+        metadata={"help": "tokens that each lane reads in a step of evaluation (default: --tokens-per-sample)"},
     )
     eval_mem_len: Optional[int] = field(
         default=None, metadata={"help": "tokens that the model remembers in evaluation (default: as in training)"}
