@@ -184,7 +184,7 @@ score() {
 
 draw() {
   say "7/7 page"
-  python scripts/report.py pyramidion "$OUT" --out "$OUT/report.html"
+  python scripts/report.py deep_pyramidion "$OUT" --out "$OUT/report.html"
 }
 
 setup

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Draw runs as one self-contained HTML page: `python scripts/report.py SYSTEM RUN_DIR --out page.html`."""
+"""Draw runs, each a folder or a checkpoint, as one self-contained HTML page: `python scripts/report.py SYSTEM RUN ...
+--out page.html`."""
 
 import argparse
 import sys
@@ -8,18 +9,19 @@ from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from report_pages import adaptive_span, dynamic_pooling, par_search, pyramidion, skimming
+from report_pages import adaptive_span, deep_pyramidion, dynamic_pooling, par_search, skimming
 
 from fairseq_efficient.errors import run_main
 from fairseq_efficient.report import page
 
 SYSTEMS: dict[str, ModuleType] = {
-    "adaptive_span": adaptive_span,
+    "deep_pyramidion": deep_pyramidion,
     "dynamic_pooling": dynamic_pooling,
     "par_search": par_search,
-    "pyramidion": pyramidion,
+    "adaptive_span": adaptive_span,
     "skimming": skimming,
 }
+SHORT = {"pyramidion": "deep_pyramidion"}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -28,6 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     for name, module in SYSTEMS.items():
         one = parsers.add_parser(
             name,
+            aliases=[short for short, system in SHORT.items() if system == name],
             help=module.HELP,
             description=module.__doc__,
             epilog=module.EPILOG,
@@ -39,7 +42,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = get_parser().parse_args()
-    page.write(SYSTEMS[args.system].build(args), args.out)
+    page.write(SYSTEMS[SHORT.get(args.system, args.system)].build(args), args.out)
     print(f"wrote {args.out} ({args.out.stat().st_size / 2**20:.1f} MB)")
 
 

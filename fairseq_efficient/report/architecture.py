@@ -71,7 +71,8 @@ def _top(found: Probabilities) -> float:
 def _over_training(canvas: Any, found: Probabilities) -> None:
     """A heat map for each kind, blocks from bottom to top, updates from left to right."""
     axes = canvas.subplots(1, len(KINDS), sharey=True, squeeze=False)[0]
-    edges = np.concatenate([found.updates[:1] * 0.0, found.updates.astype(float)])
+    edges = np.concatenate([[0.0], found.updates.astype(float)])
+    edges[-1] = max(edges[-1], 1.0)  # of one step, at no known update
     image = None
     for number, (one, name) in enumerate(zip(axes, KINDS.values(), strict=True)):
         image = one.pcolormesh(edges, np.arange(found.values.shape[1] + 1) - 0.5, found.values[:, :, number].T,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.report import language_models as lm
 from fairseq_efficient.report import spans
@@ -15,20 +17,21 @@ from fairseq_efficient.report.parts import Figure, Page, Section, Table, Tiles
 from fairseq_efficient.report.span_log import SpanLog, read_spans
 from fairseq_efficient.report.stages import read_stages
 from fairseq_efficient.report.train_log import read_train_log
-from report_pages.common import find_files, footer, run_names
+from report_pages.common import RUN, find_files, footer, load_model, run_names, updates_of
 
 HELP = "language models whose heads learn how far they look"
 EPILOG = """
-Several RUN_DIRs are compared on one page, each by its folder's name. Of each is read what is there:
-  train.log          fairseq-train --log-format json --log-file RUN_DIR/train.log (or its output)
+Several RUNs are compared on one page, each by its folder's name. Of each is read what is in its folder:
+  train.log          fairseq-train --log-format json --log-file RUN/train.log (or its output)
   eval-SUBSET.log    output of fairseq-eval-lm: bits on the test split
   stages.json        time and memory: a list of {"name", "seconds", "peak_mb"}
+A RUN that is a checkpoint gives the spans at the end, if there is no log that has them.
 Spans are in keys that a head sees at most: the learned span and its ramp.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folders of the runs")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=RUN)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="page to write")
     parser.add_argument("--names", metavar="A,B,...", help="names of the runs (default: by their folders)")
     parser.add_argument("--subset", default="test", help="split of evaluation (default: %(default)s)")
@@ -68,7 +71,7 @@ def build(args: argparse.Namespace) -> Page:
     if args.json is not None and not args.json.parent.is_dir():
         raise UserError(f"--json {args.json}: no such folder")
     runs = [read(name, folder, args.subset) for name, folder in zip(run_names(args), args.runs, strict=True)]
-    if not any(run.model.log or run.model.evaluation or run.model.stages for run in runs):
+    if not any(run.model.log or run.model.evaluation or run.model.stages or run.spans for run in runs):
         raise UserError(f"{args.runs[0]}: nothing to report (see --help for the files that are looked for)")
     if args.json is not None:
         found = {run.name: run.spans for run in runs if run.spans is not None}
@@ -83,14 +86,27 @@ def build(args: argparse.Namespace) -> Page:
     return Page(title, subtitle, [section for section in sections if section], footer())
 
 
-def read(name: str, folder: Path, subset: str) -> Run:
+def read(name: str, named: Path, subset: str) -> Run:
     places = {"train_log": ["train.log"], "evaluation": [f"eval-{subset}.log"], "stages": ["stages.json"]}
-    files = find_files(folder, places)
+    files = find_files(named, places)
     log = read_train_log(files["train_log"]) if files["train_log"] else None
     evaluation = read_evaluation(files["evaluation"]) if files["evaluation"] else None
     stages = read_stages(files["stages"]) if files["stages"] else []
     model = lm.LanguageModel(name, log, evaluation=evaluation, stages=stages)
-    return Run(model, read_spans(log) if log else None)
+    found = read_spans(log) if log else None
+    if found is None and named.is_file():
+        found = spans_of(named)
+    return Run(model, found)
+
+
+def spans_of(checkpoint: Path) -> SpanLog | None:
+    """Spans that the weights have; None where they are fixed. UserError for another model."""
+    model = load_model(checkpoint, "adaptive_span").model
+    if not hasattr(getattr(model, "decoder", None), "span_widths"):
+        raise UserError(f"{checkpoint}: not a sequential_lm")
+    if all(layer.self_attn.spans is None for layer in model.decoder.layers):
+        return None
+    return SpanLog(np.array([updates_of(checkpoint)]), np.array([model.decoder.span_widths()], dtype=np.float64))
 
 
 # --- sections -------------------------------------------------------------------------------------------------------
@@ -147,13 +163,17 @@ def span_section(run: Run) -> Section:
     assert found is not None
     head, rows = spans.rows_of(found)
     about = f"Spans of {run.name}"
-    over = spans.over_training(found, f"{about}: each head of each layer over {found.updates[-1]:,} updates")
+    over: list[Figure] = []
+    when = f"after {found.updates[-1]:,} updates" if found.updates[-1] else "in the checkpoint"
+    if len(found.updates) > 1:
+        svg = spans.over_training(found, f"{about}: each head of each layer over {found.updates[-1]:,} updates")
+        over = [Figure(svg, "Each head (faint) and the mean of each layer's heads, over updates; the mean at the end.")]
     heat = spans.heat_map(found, f"{about} at the end, layers against heads")
     return Section(
         about,
         [
-            Figure(over, "Each head (faint) and the mean of each layer's heads, over updates; the mean at the end."),
+            *over,
             Figure(heat, "Spans at the end, layer by layer (the first at the bottom), on a logarithmic scale."),
-            Table(head, rows, f"Keys that each head sees at most, after {found.updates[-1]:,} updates."),
+            Table(head, rows, f"Keys that each head sees at most, {when}."),
         ],
     )

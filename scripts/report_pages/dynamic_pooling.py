@@ -1,7 +1,6 @@
 """The page of dynamic-pooling language models: one run, or several side by side."""
 
 import argparse
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +14,13 @@ from fairseq_efficient.report.segments import Segmentation, lengths_section, tex
 from fairseq_efficient.report.stages import read_stages
 from fairseq_efficient.report.train_log import read_train_log
 from fairseq_efficient.text.reading import parse_json
-from report_pages.common import CHECKPOINTS, find_files, footer, run_names
+from report_pages.common import CHECKPOINTS, RUN, find_files, folder_of, footer, load_model, run_names
 
 HELP = "language models that pool characters to segments"
 EPILOG = """
-Several RUN_DIRs are compared on one page, each by its folder's name. Of each is read what is there:
-  train.log                         fairseq-train --log-format json --log-file RUN_DIR/train.log (or its output)
-  checkpoints/checkpoint_best.pt    (or checkpoint_last.pt): draws its segments
+Several RUNs are compared on one page, each by its folder's name. Of each is read what is in its folder:
+  train.log                         fairseq-train --log-format json --log-file RUN/train.log (or its output)
+  checkpoint_best.pt                or checkpoint_last.pt, also in checkpoints/, or RUN itself: draws its segments
   eval-SUBSET.log                   output of fairseq-eval-lm: bits on the test split
   stages.json                       time and memory: a list of {"name", "seconds", "peak_mb"}
 The text is a document of the data that the first model was trained on, or --text FILE, cleaned as that data was.
@@ -30,10 +29,10 @@ TOKENIZER = "unigram tokenizer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folders of the runs")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=RUN)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="page to write")
     parser.add_argument("--names", metavar="A,B,...", help="names of the runs (default: by their folders)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data (default: RUN_DIR/data, or as trained)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data (default: RUN/data, or as trained)")
     parser.add_argument("--subset", default="test", help="split of evaluation and text (default: %(default)s)")
     parser.add_argument("--text", type=Path, metavar="FILE", help="text to cut, UTF-8, instead of the split's")
     parser.add_argument("--document", type=int, default=0, metavar="N", help="document to show (default: %(default)s)")
@@ -73,7 +72,7 @@ def build(args: argparse.Namespace) -> Page:
     ):  # fmt: skip
         if value < least:
             raise UserError(f"{flag} {value}: must be at least {least}")
-    runs = [Run(name, folder, find(folder, args)) for name, folder in zip(run_names(args), args.runs, strict=True)]
+    runs = [Run(name, folder_of(run), find(run, args)) for name, run in zip(run_names(args), args.runs, strict=True)]
     if not any(run.files[name] for run in runs for name in ("train_log", "checkpoint", "evaluation", "stages")):
         raise UserError(f"{args.runs[0]}: nothing to report (see --help for the files that are looked for)")
     for run in runs:
@@ -94,14 +93,14 @@ def build(args: argparse.Namespace) -> Page:
     return Page(title, subtitle, [section for section in sections if section], footer())
 
 
-def find(folder: Path, args: argparse.Namespace) -> dict[str, Path | None]:
+def find(run: Path, args: argparse.Namespace) -> dict[str, Path | None]:
     places = {
         "train_log": ["train.log"],
         "checkpoint": CHECKPOINTS,
         "evaluation": [f"eval-{args.subset}.log"],
         "stages": ["stages.json"],
     }
-    return find_files(folder, places)
+    return find_files(run, places)
 
 
 def load(run: Run, data: Path | None) -> None:
@@ -109,15 +108,9 @@ def load(run: Run, data: Path | None) -> None:
     path = run.files["checkpoint"]
     if path is None:
         return
-    logging.disable(logging.INFO)
-    from fairseq import checkpoint_utils
-
-    import dynamic_pooling  # noqa: F401
-
-    folder = data or next((one for one in (run.folder / "data",) if one.is_dir()), None)
-    overrides = {"data": str(folder)} if folder else {}
-    models, cfg, run.task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
-    run.model, run.data = models[0].eval(), str(cfg.task.data)
+    beside = run.folder / "data"
+    loaded = load_model(path, "dynamic_pooling", data or (beside if beside.is_dir() else None))
+    run.model, run.task, run.data = loaded.model, loaded.task, str(loaded.data)
     if not hasattr(getattr(run.model, "decoder", None), "boundary_rule"):
         raise UserError(f"{path}: not a dynamic_pooling_lm")
 

@@ -6,25 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.report import architecture
 from fairseq_efficient.report.eval_log import Evaluation, read_evaluation
 from fairseq_efficient.report.figures import Line, Panel, panels
 from fairseq_efficient.report.parts import Figure, Page, Section, Table, Text, Tiles
 from fairseq_efficient.report.train_log import INNER, TrainLog, read_train_log
-from report_pages.common import find_files, footer, run_names
+from report_pages.common import RUN, find_files, folder_of, footer, load_model, run_names, updates_of
 
 HELP = "searches for the place of attention, and language models with the layouts found"
 EPILOG = """
-Several RUN_DIRs are compared on one page, each by its folder's name. Of each is read what is there:
-  train.log          fairseq-train --log-format json --log-file RUN_DIR/train.log (or its output)
+Several RUNs are compared on one page, each by its folder's name. Of each is read what is in its folder:
+  train.log          fairseq-train --log-format json --log-file RUN/train.log (or its output)
   eval-SUBSET.log    output of fairseq-eval-lm
+A RUN that is a checkpoint gives the probabilities at the end, or the layout, if there is no log that has them.
 A run whose log has probabilities of blocks is a search; --png and --gif draw those of the first search.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folders of the runs")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=RUN)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="page to write")
     parser.add_argument("--names", metavar="A,B,...", help="names of the runs (default: by their folders)")
     parser.add_argument("--subset", default="test", help="split of evaluation (default: %(default)s)")
@@ -34,12 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Run:
-    """What is known of a run; ``found`` of a search only."""
+    """What is known of a run; ``found`` of a search only, ``layout`` of a net whose checkpoint was read."""
 
     name: str
     log: TrainLog | None
     evaluation: Evaluation | None
     found: architecture.Probabilities | None
+    layout: str = ""
 
     def series(self, name: str, training: bool = False) -> tuple[list[int], list[float]]:
         if self.log is None:
@@ -56,7 +60,7 @@ class Run:
 def build(args: argparse.Namespace) -> Page:
     """The page; UserError for a flag or file that is wrong."""
     runs = [read(name, folder, args.subset) for name, folder in zip(run_names(args), args.runs, strict=True)]
-    if not any(run.log or run.evaluation for run in runs):
+    if not any(run.log or run.evaluation or run.found or run.layout for run in runs):
         raise UserError(f"{args.runs[0]}: nothing to report (see --help for the files that are looked for)")
     searches = [run for run in runs if run.found is not None]
     for flag, path in (("--png", args.png), ("--gif", args.gif)):
@@ -77,15 +81,29 @@ def build(args: argparse.Namespace) -> Page:
     return Page(title, subtitle, [section for section in sections if section], footer())
 
 
-def read(name: str, folder: Path, subset: str) -> Run:
-    train_log = find_files(folder, {"train_log": ["train.log"]})["train_log"]
+def read(name: str, named: Path, subset: str) -> Run:
+    train_log = find_files(named, {"train_log": ["train.log"]})["train_log"]
     log = read_train_log(train_log) if train_log else None
-    found = architecture.read_probabilities(log) if log else None
-    scored = folder / f"eval-{subset}.log"
+    found, layout = architecture.read_probabilities(log) if log else None, ""
+    if found is None and named.is_file():
+        found, layout = learned(named)
+    scored = folder_of(named) / f"eval-{subset}.log"
     if found is not None and not scored.exists():  # of a search, whose layout is trained, and evaluated, elsewhere
         return Run(name, log, None, found)
-    file = find_files(folder, {"evaluation": [scored.name]})["evaluation"]
-    return Run(name, log, read_evaluation(file) if file else None, found)
+    file = find_files(named, {"evaluation": [scored.name]})["evaluation"]
+    return Run(name, log, read_evaluation(file) if file else None, found, layout)
+
+
+def learned(checkpoint: Path) -> tuple[architecture.Probabilities | None, str]:
+    """What a search found, as its weights have it, or the layout of a net. UserError for another model."""
+    decoder = getattr(load_model(checkpoint, "par_search").model, "decoder", None)
+    if hasattr(decoder, "alpha"):
+        values = decoder.probabilities().detach().double().numpy()[None]
+        return architecture.Probabilities(np.array([updates_of(checkpoint)]), values), ""
+    layout = getattr(decoder, "layout", None)
+    if not isinstance(layout, str):
+        raise UserError(f"{checkpoint}: neither a par_supernet nor a par_lm")
+    return None, layout
 
 
 # --- sections -------------------------------------------------------------------------------------------------------
@@ -98,13 +116,14 @@ def results_section(runs: Sequence[Run], subset: str) -> Section:
         step = run.log.step_seconds() if run.log else None
         rows.append([
             run.name,
-            run.found.layout if run.found else "",
+            run.found.layout if run.found else run.layout,
             f"{run.log.updates:,}" if run.log else "",
             _number(run.last("ppl"), 2),
             _number(2**run.evaluation.bits if run.evaluation else None, 2),
             _number(step, 3),
         ])  # fmt: skip
-    head = ["", "most probable layout", "updates", "valid ppl", f"{subset} ppl", "s / update"]
+    layouts = "layout" if any(run.layout for run in runs) else "most probable layout"
+    head = ["", layouts, "updates", "valid ppl", f"{subset} ppl", "s / update"]
     kept = [0] + [i for i in range(1, len(head)) if any(row[i] for row in rows)]
     tokens = sorted({run.evaluation.tokens for run in runs if run.evaluation})
     caption = "Perplexity of a token."
@@ -135,18 +154,22 @@ def search_section(run: Run) -> Section:
     layout = found.layout
     count = layout.count("a")
     places = [place + 1 for place, kind in enumerate(layout) if kind == "a"]
-    text = f"Most probable at update {found.updates[-1]:,}: {layout}, {count} of {len(layout)} blocks are attention"
+    when = f"at update {found.updates[-1]:,}" if found.updates[-1] else "in the checkpoint"
+    text = f"Most probable {when}: {layout}, {count} of {len(layout)} blocks are attention"
     text += f", the last one is block {places[-1]}." if places else "."
     sure = found.values[-1].max(-1)
     text += f" The surest block is {sure.max():.0%} sure, the least sure one {sure.min():.0%}."
     described = f"Probability of each kind for each block over {found.updates[-1]:,} updates of {run.name}"
     heat = architecture.heat_map(found, described)
+    caption = "How probable each kind is, block by block (the first at the bottom)"
+    if len(found.updates) == 1:
+        return Section(f"What {run.name} found", [Text(text), Figure(heat, f"{caption}, {when}.")])
     moving = architecture.embedded_gif(found, f"{described}, step by step")
     return Section(
         f"What {run.name} found",
         [
             Text(text),
-            Figure(heat, "How probable each kind is, block by block (the first at the bottom), over training."),
+            Figure(heat, f"{caption}, over training."),
             Figure(moving, f"The same, one frame for each of the {len(found.updates):,} steps that were logged."),
         ],
     )

@@ -15,13 +15,13 @@ from fairseq_efficient.report.speed_quality import DENSE, SpeedQuality, read_spe
 from fairseq_efficient.report.stages import Stage, duration, read_stages
 from fairseq_efficient.report.train_log import INNER, TrainLog, read_train_log
 from fairseq_efficient.text.reading import Bad, read_lines
-from report_pages.common import CHECKPOINTS, find_files, footer, run_names
+from report_pages.common import CHECKPOINTS, RUN, find_files, footer, run_names
 
 HELP = "classifiers that skip tokens layer by layer"
 EPILOG = """
-Several RUN_DIRs are compared on one page, each by its folder's name. Of each is read what is there:
-  train.log                         fairseq-train --log-format json --log-file RUN_DIR/train.log (or its output)
-  checkpoints/checkpoint_best.pt    (or checkpoint_last.pt): its texts are drawn, the tokens shaded
+Several RUNs are compared on one page, each by its folder's name. Of each is read what is in its folder:
+  train.log                         fairseq-train --log-format json --log-file RUN/train.log (or its output)
+  checkpoint_best.pt                or checkpoint_last.pt, also in checkpoints/, or RUN itself: texts are drawn
   stages.json                       time and memory: a list of {"name", "seconds", "peak_mb"}
 The texts are those of the split of the data that the model was trained on, or --text FILE, one a line (of a pair: two,
 with a tab between). --results draws quality over the clock, of scripts/experiments/skimming_classification.py.
@@ -30,7 +30,7 @@ QUALITY = {"accuracy": "accuracy, %", "f1": "F1, %", "pearson": "Pearson correla
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folders of the runs")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=RUN)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="page to write")
     parser.add_argument("--names", metavar="A,B,...", help="names of the runs (default: by their folders)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data (default: as trained)")

@@ -80,6 +80,23 @@ def test_one_run_and_what_is_missing(runs: dict[str, Path], tmp_path: Path):
     assert "left out" in said and "Spans of mine" in html and "Adaptive spans: mine" in html
 
 
+def test_spans_of_a_checkpoint(runs: dict[str, Path], tmp_path: Path):
+    exported = tmp_path / "spans.json"
+    after = read_spans(read_train_log(runs["heads"] / "train.log"), "valid")  # in training it is logged before a step
+    alone = {name: tmp_path / f"{name}.pt" for name in ("heads", "fixed")}
+    for name, path in alone.items():
+        path.write_bytes((runs[name] / "checkpoints" / "checkpoint_last.pt").read_bytes())
+    said, html = report(tmp_path, alone["heads"], "--json", exported)
+    assert "train.log: left out" in said and "after 4 updates" in html and "over updates" not in html
+    found = json.loads(exported.read_text())["runs"][0]["spans"]
+    assert found["updates"] == [4] and after is not None and found["last"] == after.last.tolist()
+    args = ["adaptive_span", str(alone["fixed"]), "--out", str(tmp_path / "x.html")]
+    assert "nothing to report" in error_line(run_cli(REPORT, args, expect=2))
+    beside = runs["heads"] / "checkpoints" / "checkpoint_last.pt"
+    _, html = report(tmp_path, beside)
+    assert "Adaptive spans: heads" in html and "1 min 5 s" in html
+
+
 def test_a_log_of_spans(runs: dict[str, Path]):
     log = read_train_log(runs["heads"] / "train.log")
     found = read_spans(log)

@@ -59,6 +59,14 @@ def test_runs_side_by_side(runs: dict[str, Path], tmp_path: Path):
     assert segment.endswith(" ") and " " not in segment[:-1]
 
 
+def test_a_checkpoint_in_the_place_of_its_run(runs: dict[str, Path], tmp_path: Path):
+    path = tmp_path / "checkpoint_best.pt"
+    path.write_bytes((runs["gumbel"] / "checkpoints" / "checkpoint_last.pt").read_bytes())
+    for named in (path, tmp_path):
+        said, html = report(tmp_path, named, "--shown", "40", "--characters", "80")
+        assert "train.log: left out" in said and len(blocks(html)) >= 1, named
+
+
 def test_one_run_with_a_text_of_its_own(runs: dict[str, Path], tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("abc abc <b>&</b> de\nf", encoding="utf-8")
@@ -95,7 +103,7 @@ def test_what_is_missing_is_left_out(runs: dict[str, Path], tmp_path: Path):
         (["RUN", "--subset", "other"], "no split 'other'"),
         (["RUN", "--document", "99"], "--document 99: test has 3 documents"),
         (["RUN", "--shown", "0"], "--shown 0: must be at least 1"),
-        (["gone"], "gone: no such folder"),
+        (["gone"], "gone: no such file or folder"),
         (["EMPTY"], "nothing to report"),
     ],
 )

@@ -42,7 +42,7 @@ def run_dir(pair_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_of_a_run(run_dir: Path, tmp_path: Path):
     out = tmp_path / "page.html"
     extra = ["--document", "1", "--documents", "4", "--samples", "2"]
-    said = run_cli(REPORT, ["pyramidion", str(run_dir), "--out", str(out), *extra])
+    said = run_cli(REPORT, ["deep_pyramidion", str(run_dir), "--out", str(out), *extra])
     html = out.read_text()
     assert "wrote" in said and "INFO" not in said and "scores.json: left out" in said
     for words in (
@@ -62,10 +62,22 @@ def test_the_page_of_a_run(run_dir: Path, tmp_path: Path):
 
 def test_parts_that_are_missing_are_left_out(run_dir: Path, tmp_path: Path):
     (tmp_path / "stages.json").write_bytes((run_dir / "stages.json").read_bytes())
-    said = run_cli(REPORT, ["pyramidion", str(tmp_path), "--out", str(tmp_path / "page.html")])
+    said = run_cli(REPORT, ["deep_pyramidion", str(tmp_path), "--out", str(tmp_path / "page.html")])
     assert said.count("left out") == 5
     html = (tmp_path / "page.html").read_text()
     assert "Time and memory" in html and "Learning curves" not in html
+
+
+def test_a_checkpoint_in_the_place_of_its_run(run_dir: Path, tmp_path: Path):
+    out, saved = tmp_path / "page.html", run_dir / "checkpoints" / "checkpoint_last.pt"
+    run_cli(REPORT, ["pyramidion", str(saved), "--out", str(out), "--documents", "4"])  # a short name
+    html = out.read_text()
+    assert f"Pyramidion: {run_dir.name}" in html and "Document 0 of test" in html and "1 min 5 s" in html
+    alone = tmp_path / "alone" / "mine.pt"
+    alone.parent.mkdir()
+    alone.write_bytes(saved.read_bytes())
+    said = run_cli(REPORT, ["deep_pyramidion", str(alone), "--out", str(out), "--documents", "4"])
+    assert "Document 0 of test" in out.read_text() and "train.log: left out" in said
 
 
 def test_mistakes_are_one_line(run_dir: Path, tmp_path: Path):
@@ -73,7 +85,7 @@ def test_mistakes_are_one_line(run_dir: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     out = ["--out", str(tmp_path / "page.html")]
     cases = [
-        ([str(tmp_path / "none"), *out], "none: no such folder"),
+        ([str(tmp_path / "none"), *out], "none: no such file or folder"),
         ([str(tmp_path / "empty"), *out], "nothing to report"),
         ([str(run_dir), *out, "--checkpoint", "gone.pt"], "--checkpoint gone.pt"),
         ([str(run_dir), *out, "--train-log", str(tmp_path / "empty.log")], "empty.log: no training numbers"),

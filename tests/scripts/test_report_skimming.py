@@ -82,6 +82,13 @@ def test_runs_side_by_side(folder: Path, tmp_path: Path):
     assert words == ["A(good)film", "a(good)film"]  # as it was, and decoded
 
 
+def test_a_checkpoint_in_the_place_of_its_run(folder: Path, tmp_path: Path):
+    path = tmp_path / "mine.pt"
+    path.write_bytes((folder / "low" / "checkpoints" / "checkpoint_last.pt").read_bytes())
+    said, html = report(tmp_path / "page.html", path)
+    assert "train.log: left out" in said and len(drawn(html)) == 3
+
+
 def test_shades_are_the_layers_of_the_model(folder: Path, tmp_path: Path):
     _, html = report(tmp_path / "page.html", folder / "low", "--documents", "2", "--document", "1")
     drawer = Drawer.load(folder / "low" / "checkpoints" / "checkpoint_best.pt")
@@ -133,7 +140,7 @@ def test_what_is_missing_is_left_out(folder: Path, tmp_path: Path):
         (["SQUAD", "--text", "PAIR"], "--text: not for a model that answers questions"),
         (["RUN", "--documents", "0"], "--documents 0: must be at least 1"),
         (["RUN", "--results", "PAIR"], "not the results of scripts/experiments/skimming_classification.py"),
-        (["gone"], "gone: no such folder"),
+        (["gone"], "gone: no such file or folder"),
         (["EMPTY"], "nothing to report"),
     ],
 )

@@ -1,7 +1,6 @@
 """The page of a Pyramidion run."""
 
 import argparse
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,22 @@ from fairseq_efficient.report import kept, stages, summaries, train_log
 from fairseq_efficient.report.parts import Page, Section
 from fairseq_efficient.text.generate_log import read_generate_log, read_texts
 from fairseq_efficient.text.reading import parse_json
-from report_pages.common import CHECKPOINTS, find_files, footer
+from report_pages.common import CHECKPOINTS, RUN, find_files, folder_of, footer, load_model
 
 HELP = "summaries of long documents"
 EPILOG = """
-RUN_DIR is read as scripts/quickstart.sh writes it; what is elsewhere is given by its flag, what is missing is left out:
-  train.log                         fairseq-train --log-format json --log-file RUN_DIR/train.log
-  checkpoints/checkpoint_best.pt    (or checkpoint_last.pt)
+RUN, a folder, is read as scripts/quickstart.sh writes it; flags say what is elsewhere; what is missing is left out:
+  train.log                         fairseq-train --log-format json --log-file RUN/train.log
+  checkpoint_best.pt                or checkpoint_last.pt, also in checkpoints/, or RUN itself
   data/                             the data folder; SPLIT.source.txt in it (--keep-text) gives the lead summaries
-  generate-SPLIT.txt                fairseq-generate --results-path RUN_DIR
+  generate-SPLIT.txt                fairseq-generate --results-path RUN
   scores.json                       scripts/score_rouge.py --json (computed here if missing)
   stages.json                       time and memory: a list of {"name", "seconds", "peak_mb"}
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of the run")
+    parser.add_argument("run", type=Path, metavar="RUN", help=RUN)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="page to write")
     parser.add_argument("--train-log", type=Path, metavar="FILE", help="training log")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="checkpoint whose selection is drawn")
@@ -54,7 +53,8 @@ def resolve(args: argparse.Namespace) -> None:
     }
     for name, path in find_files(args.run, places, {name: getattr(args, name) for name in places}).items():
         setattr(args, name, path)
-    if not any((args.train_log, args.checkpoint and args.data, args.generate_log, args.scores, args.stages)):
+    drawn = args.checkpoint and (args.data or args.run.is_file())
+    if not any((args.train_log, drawn, args.generate_log, args.scores, args.stages)):
         raise UserError(f"{args.run}: nothing to report (see --help for the files that are looked for)")
     bounds = (("--document", args.document, 0), ("--documents", args.documents, 1), ("--samples", args.samples, 0))
     for flag, value, least in bounds:
@@ -98,7 +98,7 @@ def build(args: argparse.Namespace) -> Page:
     if log:
         sections.append(summaries.curves_section(log))
         facts.append(f"{log.updates:,} updates" + (f" on {documents:,} documents" if documents else ""))
-    if args.checkpoint and args.data:
+    if args.checkpoint and (args.data or args.run.is_file()):
         model, found = select(args)
         facts.insert(0, describe(model))
         if found:
@@ -109,7 +109,7 @@ def build(args: argparse.Namespace) -> Page:
     if args.stages:
         sections.append(summaries.stages_section(stages.read_stages(args.stages)))
     subtitle = "; ".join(["Summaries of long documents by an encoder that keeps fewer and fewer tokens", *facts]) + "."
-    return Page(f"Pyramidion: {args.run.resolve().name}", subtitle, sections, footer())
+    return Page(f"Pyramidion: {folder_of(args.run).resolve().name}", subtitle, sections, footer())
 
 
 def describe(model: Any) -> str:
@@ -125,16 +125,9 @@ def select(args: argparse.Namespace) -> tuple[Any, list[kept.Selection]]:
 
     Nothing for a model without pooling.
     """
-    logging.disable(logging.INFO)
-    from fairseq import checkpoint_utils
-
-    import deep_pyramidion  # noqa: F401
+    model, cfg, task, _ = load_model(args.checkpoint, "deep_pyramidion", args.data)
     from deep_pyramidion.selection import kept_tokens
 
-    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(args.checkpoint)], arg_overrides={"data": str(args.data)}
-    )
-    model = models[0]
     if not hasattr(model.encoder, "pooler"):
         raise UserError(f"{args.checkpoint}: not a pyramidion model")
     try:
