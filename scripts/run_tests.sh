@@ -26,7 +26,7 @@ unset PYTHONDONTWRITEBYTECODE
 
 failed=()
 echo "ruff"
-ruff check . || failed+=(ruff)
+{ ruff check . && ruff format --check --quiet .; } || failed+=(ruff)
 echo "mypy"
 mypy || failed+=(mypy)
 echo "pytest"

@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "experiments")]
 
 # ruff: noqa: E402
 
-from experiment_stages import StageFailed, fairseq, read_training_log, run, show_training
+from experiment_parts.stages import StageFailed, fairseq, read_training_log, run, show_training
 
 from fairseq_efficient.errors import UserError, run_main
 

@@ -6,8 +6,9 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -131,9 +132,14 @@ def script_flags(name: str) -> set[str]:
     if any(path.parent.name == "bench" for path in paths):
         paths.append(ROOT / "fairseq_efficient/bench/command.py")
     if any(path.parent.name == "experiments" for path in paths):
-        paths += [ROOT / "scripts/experiments" / shared for shared in ("experiment_flags.py", "language_model_plan.py")]
+        parts = ROOT / "scripts/experiments/experiment_parts"
+        paths += [parts / shared for shared in ("flags.py", "language_models/plan.py")]
     if name == "report.py":
         paths += sorted((ROOT / "scripts/report_pages").glob("*.py"))
+    return flags_in(paths)
+
+
+def flags_in(paths: Iterable[Path]) -> set[str]:
     sources = [path.read_text(encoding="utf-8") for path in paths]
     return {flag for source in sources for flag in re.findall(r"[\"'](--[a-z][a-z0-9-]*)[\"']", source)}
 
@@ -144,6 +150,7 @@ def every_flag() -> set[str]:
     found = set(itertools.chain.from_iterable(FOREIGN.values()))
     for path in (ROOT / "scripts").glob("*.sh"):
         found |= set(re.findall(r"(--[a-z][a-z0-9-]*)\)", path.read_text(encoding="utf-8")))
+    found |= flags_in([ROOT / "fairseq_efficient/report/stages.py"])  # python -m
     found |= {"--user-dir", "--help"}.union(*map(training_flags, SYSTEMS), *map(script_flags, sorted(scripts)))
     return found.union(*(tool_flags(tool) for tool in TOOLS if tool != "train"))
 

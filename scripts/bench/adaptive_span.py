@@ -13,9 +13,9 @@ sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER)]  # in this order: the packa
 if __name__ in ("__main__", "__mp_main__"):  # first, because fairseq sets the level to DEBUG when it is imported
     logging.basicConfig(level=logging.ERROR)
 
-from adaptive_span_models import Setup
-from adaptive_span_parity import parity
-from adaptive_span_rows import ROWS, Bench
+from bench_parts.adaptive_span.models import Setup
+from bench_parts.adaptive_span.parity import parity
+from bench_parts.adaptive_span.rows import ROWS, Bench
 
 from fairseq_efficient.bench import command
 from fairseq_efficient.errors import run_main

@@ -13,9 +13,9 @@ sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER)]  # in this order: the packa
 if __name__ in ("__main__", "__mp_main__"):  # first, because fairseq sets the level to DEBUG when it is imported
     logging.basicConfig(level=logging.ERROR)
 
-from par_search_models import Setup
-from par_search_parity import parity
-from par_search_rows import ROWS, Bench
+from bench_parts.par_search.models import Setup
+from bench_parts.par_search.parity import parity
+from bench_parts.par_search.rows import ROWS, Bench
 
 from fairseq_efficient.bench import command
 from fairseq_efficient.errors import UserError, run_main

@@ -13,8 +13,8 @@ sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER)]  # in this order: the packa
 if __name__ in ("__main__", "__mp_main__"):  # first, because fairseq sets the level to DEBUG when it is imported
     logging.basicConfig(level=logging.ERROR)
 
-from peers_models import Setup, parity
-from peers_rows import ROWS, Bench
+from bench_parts.peers.models import Setup, parity
+from bench_parts.peers.rows import ROWS, Bench
 
 from fairseq_efficient.bench import command
 from fairseq_efficient.errors import run_main

@@ -13,9 +13,9 @@ sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER)]  # in this order: the packa
 if __name__ in ("__main__", "__mp_main__"):  # first, because fairseq sets the level to DEBUG when it is imported
     logging.basicConfig(level=logging.ERROR)
 
-from skimming_models import Setup
-from skimming_parity import parity
-from skimming_rows import MODELS, ROWS, Bench
+from bench_parts.skimming.models import Setup
+from bench_parts.skimming.parity import parity
+from bench_parts.skimming.rows import MODELS, ROWS, Bench
 
 from fairseq_efficient.bench import command
 from fairseq_efficient.errors import UserError, run_main

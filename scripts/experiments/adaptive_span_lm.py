@@ -7,13 +7,13 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
-sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see experiment_stages.run
+sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see experiment_parts/stages.py
 
 # ruff: noqa: E402
-import adaptive_span_results as results
-from adaptive_span_plan import ALL_ATTENTION, OPTIMIZERS, Plan, kinds, prepare_flags
-from adaptive_span_stages import check_bits, evaluate, time_updates
-from experiment_flags import (
+from experiment_parts.adaptive_span import results
+from experiment_parts.adaptive_span.plan import ALL_ATTENTION, OPTIMIZERS, Plan, kinds, prepare_flags
+from experiment_parts.adaptive_span.stages import check_bits, evaluate, time_updates
+from experiment_parts.flags import (
     add_out,
     add_output,
     add_watching,
@@ -25,9 +25,9 @@ from experiment_flags import (
     make_parser,
     results_folder,
 )
-from experiment_runs import train
-from experiment_stages import say
-from language_model_plan import add_data, check_places, prepare_data
+from experiment_parts.language_models.plan import add_data, check_places, prepare_data
+from experiment_parts.runs import train
+from experiment_parts.stages import say
 
 from fairseq_efficient.errors import UserError, run_main
 

@@ -8,13 +8,13 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
-sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see experiment_stages.run
+sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see experiment_parts/stages.py
 
 # ruff: noqa: E402
-import dynamic_pooling_results as results
-from dynamic_pooling_plan import MODELS, Plan, Run, layers, prepare_flags
-from dynamic_pooling_stages import check_bits, evaluate, time_updates, timed_updates, validate
-from experiment_flags import (
+from experiment_parts.dynamic_pooling import results
+from experiment_parts.dynamic_pooling.plan import MODELS, Plan, Run, layers, prepare_flags
+from experiment_parts.dynamic_pooling.stages import check_bits, evaluate, time_updates, timed_updates, validate
+from experiment_parts.flags import (
     add_out,
     add_output,
     add_watching,
@@ -27,9 +27,9 @@ from experiment_flags import (
     make_parser,
     results_folder,
 )
-from experiment_runs import train
-from experiment_stages import say
-from language_model_plan import add_data, check_places, prepare_data
+from experiment_parts.language_models.plan import add_data, check_places, prepare_data
+from experiment_parts.runs import train
+from experiment_parts.stages import say
 
 from fairseq_efficient.errors import UserError, run_main
 

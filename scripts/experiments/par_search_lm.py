@@ -7,11 +7,10 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
-sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see experiment_stages.run
+sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see experiment_parts/stages.py
 
 # ruff: noqa: E402
-import par_search_results as results
-from experiment_flags import (
+from experiment_parts.flags import (
     add_out,
     add_output,
     add_watching,
@@ -24,11 +23,12 @@ from experiment_flags import (
     make_parser,
     results_folder,
 )
-from experiment_runs import train
-from experiment_stages import say
-from language_model_plan import add_data, check_places, prepare_data
-from par_search_plan import LAYOUTS, MODELS, ORIGINAL_UPDATES, Plan, prepare_flags
-from par_search_stages import cutoffs, evaluate, measure, search, time_updates
+from experiment_parts.language_models.plan import add_data, check_places, prepare_data
+from experiment_parts.par_search import results
+from experiment_parts.par_search.plan import LAYOUTS, MODELS, ORIGINAL_UPDATES, Plan, prepare_flags
+from experiment_parts.par_search.stages import cutoffs, evaluate, measure, search, time_updates
+from experiment_parts.runs import train
+from experiment_parts.stages import say
 
 from fairseq_efficient.errors import UserError, run_main
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
-sys.path[:0] = [str(ROOT), str(FOLDER), str(ROOT / "scripts")]  # this process imports no torch: see experiment_stages
+sys.path[:0] = [str(ROOT), str(FOLDER), str(ROOT / "scripts")]  # no torch: see experiment_parts/stages.py
 
 # ruff: noqa: E402
-import pretrained_results as results
-from experiment_flags import add_out, add_watching, check_least, check_output, finish, make_parser
-from experiment_stages import say
-from pretrained_plan import RECIPES, Plan
-from pretrained_stages import export, floors, learn, measure, prepare
+from experiment_parts.flags import add_out, add_watching, check_least, check_output, finish, make_parser
+from experiment_parts.pretrained import results
+from experiment_parts.pretrained.plan import RECIPES, Plan
+from experiment_parts.pretrained.stages import export, floors, learn, measure, prepare
+from experiment_parts.stages import say
 
 from fairseq_efficient.errors import UserError, run_main
 

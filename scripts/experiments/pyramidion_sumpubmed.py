@@ -10,11 +10,10 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
-sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see experiment_stages.run
+sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see experiment_parts/stages.py
 
 # ruff: noqa: E402
-import pyramidion_report
-from experiment_flags import (
+from experiment_parts.flags import (
     add_machine,
     add_out,
     add_output,
@@ -25,8 +24,9 @@ from experiment_flags import (
     make_parser,
     results_folder,
 )
-from experiment_runs import ExperimentPlan, once
-from experiment_stages import (
+from experiment_parts.pyramidion import report as pyramidion_report
+from experiment_parts.runs import ExperimentPlan, once
+from experiment_parts.stages import (
     Record,
     StageFailed,
     fairseq,

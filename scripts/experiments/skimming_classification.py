@@ -8,11 +8,10 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
-sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see experiment_stages.run
+sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see experiment_parts/stages.py
 
 # ruff: noqa: E402
-import skimming_results as results
-from experiment_flags import (
+from experiment_parts.flags import (
     add_out,
     add_output,
     add_watching,
@@ -24,9 +23,10 @@ from experiment_flags import (
     make_parser,
     results_folder,
 )
-from experiment_stages import say
-from skimming_plan import CORPORA, Data, Model, Plan, Variant, parse_model
-from skimming_stages import converted, prepare, time_variants, train, validate
+from experiment_parts.skimming import results
+from experiment_parts.skimming.plan import CORPORA, Data, Model, Plan, Variant, parse_model
+from experiment_parts.skimming.stages import converted, prepare, time_variants, train, validate
+from experiment_parts.stages import say
 
 from fairseq_efficient.errors import UserError, run_main
 

@@ -248,7 +248,7 @@ def test_r16_sources_without_summaries_are_told(tmp_path: Path, figure: Record):
 
 # --- R17: scripts -----------------------------------------------------------------------------------------------------
 
-FOLDERS = [ROOT / "scripts" / name for name in ("", "convert", "bench")]
+FOLDERS = [ROOT / "scripts" / name for name in ("", "convert", "bench", "experiments")]
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
     for folder in FOLDERS
@@ -299,7 +299,7 @@ def test_every_script_that_reads_a_file_is_listed():
     """A script that is new belongs into :data:`MISSING`, or among those that make their own input."""
     alone = {"draw", "run_all", "make_golden", "soak", "search_layout", "report", "try_pretrained", "update_readme",
              "render_api"}  # fmt: skip
-    benches = {script for script in SCRIPTS if script.startswith("scripts/bench/")}
+    benches = {script for script in SCRIPTS if script.startswith(("scripts/bench/", "scripts/experiments/"))}
     left = {script for script in SCRIPTS if script not in MISSING and Path(script).stem not in alone} - benches
     assert not left
 

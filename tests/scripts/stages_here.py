@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from experiment_stages import Ran
+from experiment_parts.stages import Ran
 
 from tests.util import run_in_process
 

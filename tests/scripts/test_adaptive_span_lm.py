@@ -18,15 +18,14 @@ from tests.stream_models import task
 from tests.util import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
-import adaptive_span_check as check_script
 import adaptive_span_lm as script
-import adaptive_span_page as page
-import adaptive_span_plan as plans
-import adaptive_span_stages as stages
-import experiment_runs as shared
-import language_model_plan
-import language_model_results
-from experiment_stages import Record, StageFailed
+from experiment_parts import runs as shared
+from experiment_parts.adaptive_span import check as check_script
+from experiment_parts.adaptive_span import page, stages
+from experiment_parts.adaptive_span import plan as plans
+from experiment_parts.language_models import plan as language_model_plan
+from experiment_parts.language_models import results as language_model_results
+from experiment_parts.stages import Record, StageFailed
 
 from tests.scripts.stages_here import script_here, stages_here
 
@@ -60,7 +59,7 @@ def test_all_stages(
     folder, out = tmp_path / "results", tmp_path / "out"
     first = ("--models", "fixed20,adaptive-0.001,all-attention", "--results", str(folder))
     assert call(monkeypatch, out, stream_data, *first) == 0
-    assert ran == [*["train", "eval-lm"] * 3, *["train"] * 6, "validate", "adaptive_span_check"]
+    assert ran == [*["train", "eval-lm"] * 3, *["train"] * 6, "validate", "check"]
     document = json.loads((folder / "adaptive_span.json").read_text())
     rows = {(row["model"], row["metric"]): row for row in document["rows"]}
     for row in rows.values():

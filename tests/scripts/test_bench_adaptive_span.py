@@ -14,9 +14,8 @@ from fairseq_efficient.errors import UserError
 from tests.util import ROOT, load_script
 
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
-import adaptive_span_models as models
-import adaptive_span_parity as checks
-import adaptive_span_rows as rows
+from bench_parts.adaptive_span import models, rows
+from bench_parts.adaptive_span import parity as checks
 
 SCRIPT = ROOT / "scripts" / "bench" / "adaptive_span.py"
 script = load_script(SCRIPT)

@@ -17,11 +17,8 @@ from fairseq_efficient.errors import UserError
 from tests.util import ROOT, error_line, load_script, run_cli
 
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
-import dynamic_pooling_generation as generation
-import dynamic_pooling_models as models
-import dynamic_pooling_ops as ops
-import dynamic_pooling_parity as checks
-import dynamic_pooling_rows as rows
+from bench_parts.dynamic_pooling import generation, models, ops, rows
+from bench_parts.dynamic_pooling import parity as checks
 
 SCRIPT = ROOT / "scripts" / "bench" / "dynamic_pooling.py"
 script = load_script(SCRIPT)

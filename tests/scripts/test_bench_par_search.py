@@ -17,10 +17,8 @@ from par_search import blocks
 from tests.util import ROOT, error_line, load_script, run_cli
 
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
-import par_search_models as models
-import par_search_ops as ops
-import par_search_parity as checks
-import par_search_rows as rows
+from bench_parts.par_search import models, ops, rows
+from bench_parts.par_search import parity as checks
 
 SCRIPT = ROOT / "scripts" / "bench" / "par_search.py"
 script = load_script(SCRIPT)
@@ -54,7 +52,7 @@ def test_attention_gflop_is_torchs_count(kind: str, training: bool, monkeypatch:
     assert found == pytest.approx(1e9 * ops.attention_gflop(kind, n, setup, training), rel=0.02)
 
 
-@pytest.mark.parametrize("kind", [ops.OPTIMAL, ops.RULE, ops.FULL])
+@pytest.mark.parametrize("kind", [ops.OPTIMAL, ops.MATMUL, ops.RULE, ops.FULL])
 def test_softmax_gflop_is_torchs_count(kind: str) -> None:
     setup = replace(TOY, memory=30_000, dim=64)
     found = counted(ops.softmax_step(kind, 200, setup))
@@ -99,7 +97,7 @@ OTHERS = {
     *(f"eval_latency/8/mem20-batch1-{layout}{cache}/vs_predicted" for layout in ("par", "interleaved")
       for cache in ("", "-keys")),
     "train_step/12/mem12-batch3-supernet/vs_branches",
-    *(f"softmax/{types}/optimal/vs_{other}" for types in (100, 200) for other in (ops.FULL, ops.RULE)),
+    *(f"softmax/{types}/optimal/vs_{other}" for types in (100, 200) for other in (ops.FULL, ops.RULE, ops.MATMUL)),
     "decode/10/batch1-par/vs_interleaved", "decode/10/batch2-par/vs_interleaved",
     "generate/10/batch2-par/vs_recompute", "generate/10/batch2-interleaved/vs_recompute",
 }  # fmt: skip

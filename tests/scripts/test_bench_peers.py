@@ -15,8 +15,7 @@ from fairseq_efficient.errors import UserError
 from tests.util import ROOT, load_script
 
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
-import peers_models as models
-import peers_rows as rows
+from bench_parts.peers import models, rows
 
 script = load_script(ROOT / "scripts" / "bench" / "peers.py")
 

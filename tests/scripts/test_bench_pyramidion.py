@@ -18,8 +18,7 @@ from tests.util import ROOT, error_line, run_cli
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
 import draw as draw_script
 import pyramidion as script
-import pyramidion_models as models
-import pyramidion_rows as rows
+from bench_parts.pyramidion import models, rows
 
 TOY = models.Setup(
     dim=16, ffn=32, heads=2, layers=3, chunk=16, kept=16, vocab=60, target=6, beam=3, tokens=4

@@ -16,9 +16,8 @@ from fairseq_efficient.errors import UserError
 from tests.util import ROOT, error_line, load_script, run_cli
 
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
-import skimming_models as models
-import skimming_parity as checks
-import skimming_rows as rows
+from bench_parts.skimming import models, rows
+from bench_parts.skimming import parity as checks
 
 SCRIPT = ROOT / "scripts" / "bench" / "skimming.py"
 script = load_script(SCRIPT)

@@ -14,15 +14,14 @@ from fairseq_efficient.errors import UserError
 from tests.util import ROOT, run_cli
 
 sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
-import dynamic_pooling_check as check_script
 import dynamic_pooling_lm as script
-import dynamic_pooling_page as page
-import dynamic_pooling_plan as plans
-import dynamic_pooling_stages as stages
-import experiment_runs as runs
-import language_model_plan
-import language_model_results
-from experiment_stages import Record, StageFailed
+from experiment_parts import runs
+from experiment_parts.dynamic_pooling import check as check_script
+from experiment_parts.dynamic_pooling import page, stages
+from experiment_parts.dynamic_pooling import plan as plans
+from experiment_parts.language_models import plan as language_model_plan
+from experiment_parts.language_models import results as language_model_results
+from experiment_parts.stages import Record, StageFailed
 
 from tests.scripts.stages_here import stages_here
 
@@ -54,7 +53,7 @@ def test_all_stages(
     folder = tmp_path / "results"
     assert call(monkeypatch, tmp_path / "out", stream_data, *first, "--results", str(folder)) == 0
     assert ran == ["train", "eval-lm", "validate", "train", "eval-lm", "eval-lm", "validate", "eval-lm",
-                      "dynamic_pooling_check"]  # fmt: skip
+                      "check"]  # fmt: skip
     document = json.loads((folder / "dynamic_pooling.json").read_text())
     rows = {(row["model"], row["setting"], row["metric"]): row for row in document["rows"]}
     assert {key[1] for key in rows if key[0] == "gumbel"} == {"updates"}
@@ -74,7 +73,7 @@ def test_all_stages(
     ran.clear()
     assert call(monkeypatch, tmp_path / "out", stream_data, *second, "--results", str(folder)) == 0
     # four short ones are timed, then gumbel is trained for as long as vanilla; the rest is done
-    assert ran == [*["train"] * 4, "dynamic_pooling_check", "train", "eval-lm", "eval-lm", "validate"]
+    assert ran == [*["train"] * 4, "check", "train", "eval-lm", "eval-lm", "validate"]
     assert "@ 0 updates" in (tmp_path / "out" / "gumbel" / "seed1" / "timing0.log").read_text()
     timed = json.loads((tmp_path / "out" / "equal_time.json").read_text())
     assert set(timed["step_seconds"]) == {"vanilla", "gumbel"}

@@ -15,15 +15,13 @@ from fairseq_efficient.errors import UserError
 from tests.util import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
-import experiment_runs as shared
-import language_model_plan
-import language_model_results
 import par_search_lm as script
-import par_search_page as page
-import par_search_plan as plans
-import par_search_results as results
-import par_search_stages as stages
-from experiment_stages import Ran, Record, StageFailed
+from experiment_parts import runs as shared
+from experiment_parts.language_models import plan as language_model_plan
+from experiment_parts.language_models import results as language_model_results
+from experiment_parts.par_search import page, results, stages
+from experiment_parts.par_search import plan as plans
+from experiment_parts.stages import Ran, Record, StageFailed
 
 from tests.scripts.stages_here import script_here, stages_here
 

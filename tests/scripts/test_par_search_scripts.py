@@ -249,6 +249,16 @@ def test_the_page_of_a_search(searched: Path, tmp_path: Path):
     assert f"{layout}, {layout.count('a')} of 4 blocks are attention" in html
 
 
+def test_the_page_of_a_checkpoint(searched: Path, tmp_path: Path):
+    found = next(searched.rglob("checkpoint_last.pt"))
+    alone = tmp_path / "mine.pt"
+    alone.write_bytes(found.read_bytes())
+    said, html = report(tmp_path, alone, "--png", tmp_path / "a.png")
+    layout = architecture.read_probabilities(read_train_log(searched / "train.log")).layout
+    assert "train.log: left out" in said and f"{layout}, {layout.count('a')} of 4 blocks are attention" in html
+    assert "data:image/gif" not in html and (tmp_path / "a.png").exists()
+
+
 def test_a_page_of_several_runs(searched: Path, tmp_path: Path):
     other = tmp_path / "other"
     other.mkdir()
@@ -271,7 +281,7 @@ def test_a_page_of_several_runs(searched: Path, tmp_path: Path):
         (["RUN", "RUN"], "the runs must be different folders"),
         (["RUN", "--names", "a,b"], "2 names for 1 runs"),
         (["EMPTY"], "nothing to report"),
-        (["gone"], "gone: no such folder"),
+        (["gone"], "gone: no such file or folder"),
     ],
 )
 def test_mistakes_of_the_page(searched: Path, tmp_path: Path, args: list[str], message: str):

@@ -17,16 +17,14 @@ from tests.util import ROOT, run_cli
 
 sys.path.insert(0, str(ROOT / "scripts"))
 sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
-import experiment_runs as shared
-import experiment_stages
-import par_search_stages
 import pretrained as script
-import pretrained_page as page
-import pretrained_plan as plans
-import pretrained_results as results
-import pretrained_stages as stages
 import try_pretrained as shown
-from experiment_stages import StageFailed
+from experiment_parts import runs as shared
+from experiment_parts import stages as experiment_stages
+from experiment_parts.par_search import stages as par_search_stages
+from experiment_parts.pretrained import page, results, stages
+from experiment_parts.pretrained import plan as plans
+from experiment_parts.stages import StageFailed
 
 from tests.scripts.stages_here import script_here, stages_here
 

@@ -16,9 +16,9 @@ from fairseq_efficient.errors import UserError
 from tests.util import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
-import pyramidion_report as report
 import pyramidion_sumpubmed as script
-from experiment_stages import Record, StageFailed, read_training_log, run
+from experiment_parts.pyramidion import report
+from experiment_parts.stages import Record, StageFailed, read_training_log, run
 
 
 def line(tag: str, **values: Any) -> str:
@@ -84,7 +84,7 @@ def test_stage_is_logged_measured_and_recorded_even_if_it_fails(tmp_path: Path, 
 def test_a_killed_experiment_leaves_no_training_behind(tmp_path: Path) -> None:
     """Else a second start would train beside it, into the same checkpoints."""
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
-    log, code = tmp_path / "log", "from pathlib import Path; import sys; from experiment_stages import run; run"
+    log, code = tmp_path / "log", "from pathlib import Path; import sys; from experiment_parts.stages import run; run"
     folder = ROOT / "scripts" / "experiments"
     command = [sys.executable, "-c", f"{code}([sys.executable, '-c', {child!r}], Path({str(log)!r}))"]
     parent = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"})

@@ -17,13 +17,11 @@ from tests.squad_data import random_squad
 from tests.util import ROOT, run_cli
 
 sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
-import experiment_runs as runs
 import skimming_classification as script
-import skimming_page as page
-import skimming_plan as plans
-import skimming_results as results
-import skimming_stages as stages
-from experiment_stages import Ran, StageFailed
+from experiment_parts import runs
+from experiment_parts.skimming import page, results, stages
+from experiment_parts.skimming import plan as plans
+from experiment_parts.stages import Ran, StageFailed
 
 from fairseq_efficient.report.speed_quality import SpeedQuality, read_speed_quality
 
@@ -92,7 +90,7 @@ def test_all_stages(
     out, folder = tmp_path / "out", tmp_path / "results"
     assert call(monkeypatch, out, sources / "hf", *first, "--results", str(folder)) == 0
     assert forked == ["from_huggingface", "prepare_classification", "train", "validate", "train", "validate",
-                      "validate", "train", "validate", "validate", "skimming_timing"]  # fmt: skip
+                      "validate", "train", "validate", "validate", "timing"]  # fmt: skip
     document = json.loads((folder / "skimming.json").read_text())
     rows = {(row["model"], row["metric"]): row for row in document["rows"]}
     assert {key[0] for key in rows} == {"dense", "lambda0.5", "lambda0.5@1", "target0.3", "target0.3@1"}
@@ -120,8 +118,8 @@ def test_all_stages(
     more = ["--data", f"rte={sources / 'RTE'}", "--data", f"squad={sources / 'squad'}"]
     again = [*first, *more, "--models", "lambda0.5"]
     assert call(monkeypatch, out, sources / "hf", *again, "--thresholds", "", "--results", str(folder)) == 0
-    once = ["train", "validate", "train", "validate", "skimming_timing"]
-    assert forked == ["prepare_classification"] * 3 + ["skimming_timing", *once, *once]
+    once = ["train", "validate", "train", "validate", "timing"]
+    assert forked == ["prepare_classification"] * 3 + ["timing", *once, *once]
     document = json.loads((folder / "skimming.json").read_text())
     assert list(document["sets"]) == ["imdb", "rte", "squad"]
     text = (folder / "skimming.md").read_text()

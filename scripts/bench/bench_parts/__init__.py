@@ -1,0 +1,1 @@
+"""Models, rows and checks of the benches, a folder for each; what they share is `fairseq_efficient.bench`."""

@@ -1,0 +1,157 @@
+"""What the adaptive span benchmark measures, row by row."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench_parts.adaptive_span.models import (
+    DECODED,
+    LONGEST,
+    SDPA,
+    Setup,
+    attention,
+    attention_gflop,
+    decode,
+    evaluate,
+    train_step,
+    training_gflop,
+    training_weights_mb,
+)
+from fairseq_efficient.bench.memory import Peak
+from fairseq_efficient.bench.rows import make_row
+from fairseq_efficient.bench.session import Job, Session
+from fairseq_efficient.bench.timing import Pair, Sample
+
+# row -> how many times faster we want to be
+GOALS = {
+    "attention/8192/span2pct/vs_full": 20.0,
+    "attention/8192/span2pct/vs_sdpa": 20.0,
+    "attention/8192/mixed/vs_longest": 4.0,
+    "attention/8192/full/vs_sdpa": 1.0,
+    "train_step/8192/span2pct/vs_full": 4.0,
+}
+# row -> at most so many percent of the baseline, or times as long as it
+CEILINGS = {
+    "memory/8192/attention-span2pct/vs_full": 25.0,
+    "memory/8192/span2pct/vs_full": 25.0,
+    "eval_latency/65536/span2pct/vs_8192": 1.1,
+    "eval_latency/65536/full/vs_8192": 1.1,
+}
+ROWS = ("attention", "train_step", "eval_latency", "decode")
+LINES = {"span2pct": "2 % of the longest", "span10pct": "10 %", "mixed": "one head of eight long"}
+
+
+@dataclass
+class Bench(Session):
+    """The adaptive span rows; sizes are S, the longest span in tokens."""
+
+    setup: Setup
+    kinds: tuple[str, ...] = ("span2pct", "span10pct", "span100pct", "mixed")
+    streams: tuple[int, int] = (8192, 65536)  # bytes read, of which the last block is timed
+    eval_size: int = 2048  # S of that
+    step_batch: int = 4  # rows of the training steps whose memory is judged
+
+    def _attention(self) -> None:
+        """Attention alone: how time follows the spans; trimming by head against by layer; torch's fused attention."""
+        for n in self.sizes:
+            kinds = ["full", *self.kinds, LONGEST, f"{SDPA}full", f"{SDPA}span2pct"]
+            samples, peaks = self._turns("attention", attention, [(kind, n) for kind in kinds])
+            pairs = [*((kind, "full") for kind in self.kinds), ("mixed", LONGEST)]
+            for kind, against in [*pairs, ("full", f"{SDPA}full"), ("span2pct", f"{SDPA}span2pct")]:
+                if kind in kinds:
+                    note = "forward and backward"
+                    self._compare("attention", kind, against, n, samples, peaks, attention_gflop, note)
+            self._memory(f"memory/{n}/attention-span2pct/vs_full", "span2pct", n, samples, peaks, "attention alone")
+
+    def _train_step(self) -> None:
+        """A whole block with full caches, without the optimizer."""
+        for n in self.sizes:
+            setup = replace(self.setup, batch=self.step_batch)
+            kinds = ["full", *(kind for kind in self.kinds if kind != "span100pct"), LONGEST]
+            samples, peaks = self._turns("train_step", train_step, [(kind, n) for kind in kinds], setup=setup)
+            for kind, against in [*((kind, "full") for kind in kinds[1:-1]), ("mixed", LONGEST)]:
+                if kind in kinds:
+                    note = f"batch {setup.batch}"
+                    self._compare("train_step", kind, against, n, samples, peaks, training_gflop, note, setup)
+            note = f"peak of a training step at batch {setup.batch}, caches and weights included"
+            self._memory(f"memory/{n}/span2pct/vs_full", "span2pct", n, samples, peaks, note)
+            held = [training_weights_mb(kind, n, setup) for kind in ("span2pct", "full")]
+            name = f"memory/{n}/span2pct/vs_full_activations"
+            self._memory(name, "span2pct", n, samples, peaks, "the same without weights and their gradients", held)
+
+    def _eval_latency(self) -> None:
+        """The last block of a long stream against that of a short one: a byte costs the same wherever it stands."""
+        short, long = self.streams
+        for kind in ("span2pct", "full"):
+            found: dict[int, list[Sample]] = {}
+            for tokens in self.streams:
+                work = _Evaluation(tokens)
+                samples, _ = self._turns("eval_latency", work, [(kind, self.eval_size)], memory=False)
+                found[tokens] = samples[kind, self.eval_size]
+            pair = Pair.of(found[long], found[short], "last", "last")
+            name = f"eval_latency/{long}/{kind}/vs_{short}"
+            note = f"the last block of {self.setup.block} tokens; S = {self.eval_size:,}"
+            more = {"unit": "x", "goal": CEILINGS.get(name), "at_most": True, "note": note}
+            self._add(make_row(name, pair, value=1 / pair.ratio, **more))
+
+    def _decode(self) -> None:
+        """One token at a time with full caches."""
+        for n in self.sizes:
+            jobs = [("span2pct", n), ("mixed", n), ("full", n)]
+            samples, _ = self._turns("decode", decode, jobs, memory=False)
+            each = {job: [Sample(one.seconds / DECODED) for one in found] for job, found in samples.items()}
+            for kind in ("span2pct", "mixed"):
+                pair = Pair.of(each[kind, n], each["full", n])
+                self._add(make_row(f"decode/{n}/{kind}/vs_full", pair, note="one token"))
+
+    # --- rows --------------------------------------------------------------------------------------------------------
+
+    def _compare(
+        self,
+        what: str,
+        kind: str,
+        against: str,
+        n: int,
+        samples: Mapping[Job, list[Sample]],
+        peaks: Mapping[Job, Peak],
+        gflop: Callable[[str, int, Setup], float],
+        note: str,
+        setup: Setup | None = None,
+    ) -> None:
+        jobs = (kind, n), (against, n)
+        setup = setup or self.setup
+        baseline = "sdpa" if against.startswith(SDPA) else against
+        name = f"{what}/{n}/{kind}/vs_{baseline}"
+        drawn = (LINES[kind], "full span") if baseline == "full" and kind in LINES else ("", "")
+        more: dict[str, Any] = {"goal": GOALS.get(name), "note": note, "lines": drawn}
+        self._versus(name, jobs, samples, peaks, gflop, setup.batch * setup.block, setup, **more)
+
+    def _memory(
+        self,
+        name: str,
+        kind: str,
+        n: int,
+        samples: Mapping[Job, list[Sample]],
+        peaks: Mapping[Job, Peak],
+        note: str,
+        held: list[float] | None = None,
+    ) -> None:
+        """Add one row: our peak in percent of that with full spans, less what is held anyway."""
+        jobs = (kind, n), ("full", n)
+        found = [peaks[job].mb if job in peaks and job in samples else None for job in jobs]
+        if found[0] is None or found[1] is None:
+            return
+        ours, full = (mb - weights for mb, weights in zip(found, held or (0.0, 0.0), strict=True) if mb is not None)
+        pair = Pair.of(samples[jobs[0]], samples[jobs[1]])
+        more = {"unit": "%", "goal": CEILINGS.get(name), "at_most": True, "note": note}
+        self._add(make_row(name, pair, value=100 * ours / full, ours_mb=ours, baseline_mb=full, **more))
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """:func:`evaluate` of so many tokens, as the session calls pieces of work."""
+
+    tokens: int
+
+    def __call__(self, kind: str, size: int, setup: Setup) -> Callable[[], Any]:
+        return evaluate(kind, size, setup, self.tokens)

@@ -1,0 +1,1 @@
+"""The bench of searches for the place of attention."""

@@ -1,0 +1,1 @@
+"""The bench of models that others keep."""

@@ -1,0 +1,1 @@
+"""Quality runs of attention spans."""

@@ -1,0 +1,1 @@
+"""Quality runs of learned segments."""

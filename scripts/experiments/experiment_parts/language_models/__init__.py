@@ -1,0 +1,1 @@
+"""Quality runs of language models of any system."""

@@ -1,0 +1,1 @@
+"""Quality runs of searches for the place of attention."""

@@ -1,0 +1,1 @@
+"""Quality runs of classifiers that skip tokens."""
