@@ -1,7 +1,7 @@
 """Entry points of torch.hub: ``torch.hub.load("PATH/OF/THIS/REPOSITORY", "dynamic_pooling", FOLDER, source="local")``.
 
 Each takes a folder (or a checkpoint) and what ``from_pretrained`` of its models takes, and returns their interface:
-``summarize``, ``generate``, ``score``, ``segment``, ``classify``.
+``summarize``, ``generate``, ``score``, ``segment``, ``classify``, ``answer``.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ def dynamic_pooling(folder: str, **options: Any) -> Any:
 
 
 def skimming(folder: str, **options: Any) -> Any:
-    """``.classify(texts)``"""
+    """``.classify(texts)``, or ``.answer(question, paragraph)``"""
     from skimming.model import SkimRobertaModel
 
     return SkimRobertaModel.from_pretrained(folder, **options)

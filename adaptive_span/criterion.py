@@ -15,8 +15,8 @@ from fairseq_efficient.ops.span_attention import span_width
 class SpanCriterion(PureCrossEntropy):
     """``loss`` and ``bpc`` are bits per token of the cross-entropy alone. Trained is cross-entropy + span loss.
 
-    Of learned spans it also logs ``aux/span`` (nats of a token), ``mean_span`` and ``max_span`` (keys that a head sees,
-    ramp included, over all layers), and ``span/LL/HH`` of each head.
+    Of learned spans it also logs ``aux/span`` (what is added, in nats of a token), ``mean_span`` and ``max_span`` (keys
+    that a head sees, ramp included, over all layers), and ``span/LL/HH`` of each head.
     """
 
     def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor, size: Any) -> tuple[Tensor, dict[str, Any]]:

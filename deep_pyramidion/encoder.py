@@ -13,7 +13,7 @@ from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from torch import Tensor
 
 from deep_pyramidion.pooler import TopkPooler
-from fairseq_efficient.modules.beam import reorder_sentences
+from fairseq_efficient.beam import reorder_sentences
 from fairseq_efficient.modules.chunked_self_attention import ChunkedSelfAttention
 from fairseq_efficient.modules.layer_steps import add_residual, in_place_activation, wrap_layer
 from fairseq_efficient.precision import cpu_bf16_autocast

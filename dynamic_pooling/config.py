@@ -1,10 +1,12 @@
-"""Flags of the ``dynamic_pooling_lm`` model, and the sizes behind its architectures."""
+"""Flags of the ``dynamic_pooling_lm`` model, task and criterion, and the sizes behind its architectures."""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict
 
 from fairseq import utils
+from fairseq.criterions.cross_entropy import CrossEntropyCriterionConfig
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.tasks.language_modeling import LanguageModelingConfig
 
 BOUNDARIES = ("none", "fixed", "whitespaces", "unigram", "entropy", "gumbel")
 PREDICTED = ("unigram", "entropy", "gumbel")  # boundaries that a predictor decides
@@ -118,6 +120,36 @@ class DynamicPoolingConfig(FairseqDataclass):
     cpu_bf16: bool = field(
         default=False,
         metadata={"help": "on CPU compute in bfloat16 (autocast; weights, boundaries and loss stay fp32)"},
+    )
+
+
+@dataclass
+class DynamicPoolingTaskConfig(LanguageModelingConfig):
+    """Flags of ``dynamic_pooling_lm``."""
+
+    tokens_per_sample: int = field(default=2048, metadata={"help": "tokens in a window"})
+    no_roll: bool = field(
+        default=False,
+        metadata={"help": "cut training windows at the same places in every epoch (--sample-break-mode none)"},
+    )
+    check_causality: ChoiceEnum(["new", "never"]) = field(  # type: ignore[valid-type]
+        default="new",
+        metadata={
+            "help": "new: before the first update of a new run, make sure that no token sees a later one; never: do not"
+        },
+    )
+
+
+@dataclass
+class DynamicPoolingCriterionConfig(CrossEntropyCriterionConfig):
+    """Flags of ``dynamic_pooling_cross_entropy``."""
+
+    boundary_loss_weight: float = field(default=1.0, metadata={"help": "weight of the boundary loss"})
+    no_sampled_eval: bool = field(
+        default=False,
+        metadata={
+            "help": "do not also validate gumbel boundaries as they are sampled in training (saves half the time)"
+        },
     )
 
 

@@ -1,15 +1,15 @@
 """Cross-entropy that stays pure, with the boundary loss added to what is trained and logged beside it."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from fairseq.criterions import register_criterion
-from fairseq.criterions.cross_entropy import CrossEntropyCriterionConfig
 from fairseq.logging import metrics
 from torch import Tensor
 
+from dynamic_pooling.config import DynamicPoolingCriterionConfig
 from fairseq_efficient.modules.pure_cross_entropy import PureCrossEntropy
+from fairseq_efficient.rates import rate
 
 RATES = {  # name -> (sum that is divided, sum that divides)
     "aux/boundary": ("boundary_loss", "tokens"),
@@ -19,19 +19,6 @@ RATES = {  # name -> (sum that is divided, sum that divides)
     "sampled_shortening_factor": ("sampled_tokens", "sampled_closed"),
 }
 AGREEMENTS = ("boundary", "spaces", "unigram")  # predictions against the predictor's target, spaces, the tokenizer
-
-
-@dataclass
-class DynamicPoolingCriterionConfig(CrossEntropyCriterionConfig):
-    """Flags of ``dynamic_pooling_cross_entropy``."""
-
-    boundary_loss_weight: float = field(default=1.0, metadata={"help": "weight of the boundary loss"})
-    no_sampled_eval: bool = field(
-        default=False,
-        metadata={
-            "help": "do not also validate gumbel boundaries as they are sampled in training (saves half the time)"
-        },
-    )
 
 
 @register_criterion("dynamic_pooling_cross_entropy", dataclass=DynamicPoolingCriterionConfig)
@@ -48,8 +35,9 @@ class DynamicPoolingCrossEntropy(PureCrossEntropy):
     def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor, size: Any) -> tuple[Tensor, dict[str, Any]]:
         sums = {f"_{name}": value.detach() for name, value in extra.get("stats", {}).items()}
         for value in extra.get("aux", {}).values():
-            sums["_boundary_loss"] = value.detach()
-            loss = loss + self.boundary_loss_weight * value * (size / sample["ntokens"])
+            weighted = self.boundary_loss_weight * value
+            sums["_boundary_loss"] = weighted.detach()
+            loss = loss + weighted * (size / sample["ntokens"])
         if self.sampled_eval and not model.training and extra.get("can_sample"):
             sums.update(self._sampled(model, sample))
         return loss, sums
@@ -83,19 +71,12 @@ class DynamicPoolingCrossEntropy(PureCrossEntropy):
                 metrics.log_scalar(name, sums[name], 1, round=0)
         for name, (above, below) in RATES.items():
             if f"_{above}" in sums and f"_{below}" in sums:
-                metrics.log_derived(name, _ratio(f"_{above}", f"_{below}"))
+                metrics.log_derived(name, rate(f"_{above}", f"_{below}"))
         for name in AGREEMENTS:
             if f"_{name}_both" in sums:
-                metrics.log_derived(f"{name}_precision", _ratio(f"_{name}_both", f"_{name}_found"))
-                metrics.log_derived(f"{name}_recall", _ratio(f"_{name}_both", f"_{name}_given"))
+                metrics.log_derived(f"{name}_precision", rate(f"_{name}_both", f"_{name}_found"))
+                metrics.log_derived(f"{name}_recall", rate(f"_{name}_both", f"_{name}_given"))
                 metrics.log_derived(f"{name}_accuracy", _accuracy(name))
-
-
-def _ratio(above: str, below: str) -> Any:
-    def derived(meters: Any) -> float:
-        return round(float(meters[above].sum) / max(float(meters[below].sum), 1), 4)
-
-    return derived
 
 
 def _accuracy(name: str) -> Any:

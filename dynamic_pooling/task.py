@@ -2,40 +2,22 @@
 
 import logging
 import os
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from fairseq import utils
 from fairseq.data import data_utils
 from fairseq.data.token_block_utils_fast import _get_slice_indices_fast
-from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
-from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from fairseq.tasks.language_modeling import LanguageModelingTask
 
 from dynamic_pooling.causality import check_causality
+from dynamic_pooling.config import DynamicPoolingTaskConfig
 from fairseq_efficient.data.token_windows import TokenStream, WindowDataset, load_stream
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.plugin.prefilled_generation import PrefilledGenerator, cut_prefix
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class DynamicPoolingTaskConfig(LanguageModelingConfig):
-    """Flags of ``dynamic_pooling_lm``."""
-
-    tokens_per_sample: int = field(default=2048, metadata={"help": "tokens in a window"})
-    no_roll: bool = field(
-        default=False,
-        metadata={"help": "cut training windows at the same places in every epoch (--sample-break-mode none)"},
-    )
-    check_causality: ChoiceEnum(["new", "never"]) = field(  # type: ignore[valid-type]
-        default="new",
-        metadata={
-            "help": "new: before the first update of a new run, make sure that no token sees a later one; never: do not"
-        },
-    )
 
 
 @register_task("dynamic_pooling_lm", dataclass=DynamicPoolingTaskConfig)

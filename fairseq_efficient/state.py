@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairseq_efficient.modules.beam import reorder_sentences
+from fairseq_efficient.beam import reorder_sentences
 
 _BLOCK = 32  # tokens by which a cache grows: at most this many slots are copied for nothing
 _FIRST = 64  # slots of a cache that doubles

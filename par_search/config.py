@@ -1,4 +1,4 @@
-"""Flags of models, optimizer and criterion, and the sizes behind the architectures."""
+"""Flags of models, task, optimizer and criterion, and the sizes behind the architectures."""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
@@ -9,6 +9,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
 from fairseq_efficient.plugin.flat_config import AdaptiveSoftmaxConfig
+from fairseq_efficient.plugin.segment_lm import SegmentLMConfig
 from par_search.layout import RULES
 
 WEIGHT_OPTIMIZERS = ("adam", "lamb", "adagrad")
@@ -103,6 +104,28 @@ class SupernetConfig(ParConfig):
         },
     )
     max_update: int = II("optimization.max_update")
+
+
+@dataclass
+class SearchTaskConfig(SegmentLMConfig):
+    """Flags of ``--task par_search``."""
+
+    arch_warmup_updates: int = field(
+        default=1000, metadata={"help": "updates in which only weights are trained and the architecture stays even"}
+    )
+    arch_update_share: float = field(
+        default=0.2, metadata={"help": "share of the updates after that which train the architecture, and no weights"}
+    )
+    arch_data_share: float = field(
+        default=0.2, metadata={"help": "share of the training stream, its end, that only those updates read"}
+    )
+    arch_stable_updates: int = field(
+        default=0,
+        metadata={
+            "help": "training ends when so many updates of the architecture have not changed the most probable kind "
+            "of any block (0: only --max-update ends it)"
+        },
+    )
 
 
 @dataclass

@@ -23,7 +23,8 @@ _LATENCY = ("weight", "table", "loss", "target", "power", "tokens", "memory")
 @register_criterion("par_search", dataclass=SearchCriterionConfig)
 class SearchCriterion(PureCrossEntropy):
     """``loss`` and ``ppl`` are of the cross-entropy alone. Of a par_supernet it also logs ``tau``, ``arch_entropy``,
-    ``arch_cost`` (expected, of all blocks), ``arch_loss`` (of updates of the architecture) and ``block/NN/{a,f,i}``."""
+    ``arch_cost`` (expected, of all blocks), ``aux/latency`` (what that adds to the loss), ``arch_loss`` (of updates of
+    the architecture) and ``block/NN/{a,f,i}``."""
 
     def __init__(self, task: Any, sentence_avg: bool, **latency: Any):
         super().__init__(task, sentence_avg)
@@ -46,7 +47,11 @@ class SearchCriterion(PureCrossEntropy):
         sums: dict[str, Any] = self._architecture(decoder)
         if sample.get("phase") == ARCHITECTURE:
             sums["_arch_loss"] = loss.data
-        return self._with_latency(loss, decoder, size) if self.latency["weight"] else loss, sums
+        if not self.latency["weight"]:
+            return loss, sums
+        trained = self._with_latency(loss, decoder, size)
+        sums["_aux/latency"] = (trained - loss).detach() / size
+        return trained, sums
 
     def compute_loss(self, model: Any, net_output: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, Tensor]:
         if not hasattr(model.decoder, "nll"):  # a model of another package

@@ -1,42 +1,20 @@
 """Task ``par_search``: ``segment_lm`` for a par_supernet, with updates of the architecture on a stream of their own."""
 
 import logging
-from dataclasses import dataclass, field
 from typing import Any
 
 from fairseq.tasks import register_task
 
 from fairseq_efficient import compat
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.plugin.segment_lm import SegmentLMConfig, SegmentLMTask, unwrapped
+from fairseq_efficient.plugin.segment_lm import SegmentLMTask, unwrapped
 from fairseq_efficient.stream_memory import collect
+from par_search.config import SearchTaskConfig
 from par_search.optimizer import find_search_optimizer
 from par_search.phases import ARCHITECTURE, WEIGHTS, Phases
 from par_search.search_lanes import SearchIterator, SearchLanes, split_stream
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class SearchTaskConfig(SegmentLMConfig):
-    """Flags of ``--task par_search``."""
-
-    arch_warmup_updates: int = field(
-        default=1000, metadata={"help": "updates in which only weights are trained and the architecture stays even"}
-    )
-    arch_update_share: float = field(
-        default=0.2, metadata={"help": "share of the updates after that which train the architecture, and no weights"}
-    )
-    arch_data_share: float = field(
-        default=0.2, metadata={"help": "share of the training stream, its end, that only those updates read"}
-    )
-    arch_stable_updates: int = field(
-        default=0,
-        metadata={
-            "help": "training ends when so many updates of the architecture have not changed the most probable kind "
-            "of any block (0: only --max-update ends it)"
-        },
-    )
 
 
 @register_task("par_search", dataclass=SearchTaskConfig)

@@ -1,10 +1,12 @@
-"""Flags of the ``skim_roberta`` model, and the sizes behind its architectures."""
+"""Flags of the ``skim_roberta`` model, its task and criterions, and the sizes behind its architectures."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 from fairseq import utils
+from fairseq.criterions.sentence_prediction import SentencePredictionConfig
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from omegaconf import II, MISSING
 
 from fairseq_efficient.ops.token_mask.common import RULES
 from fairseq_efficient.ops.token_pack import BACKENDS
@@ -141,6 +143,80 @@ class SkimRobertaConfig(FairseqDataclass):
         default="real",
         metadata={"help": "kept ratio over real tokens; padded: padding counts in both terms (as published)"},
     )
+
+
+@dataclass
+class SkimSquadConfig(FairseqDataclass):
+    """Flags of ``skim_squad``."""
+
+    data: str = field(
+        default=MISSING, metadata={"help": "folder that scripts/prepare_classification.py --format squad made"}
+    )
+    max_seq_length: int = field(default=384, metadata={"help": "tokens of a row: question, window and special ones"})
+    doc_stride: int = field(default=128, metadata={"help": "tokens that neighbouring windows share"})
+    max_query_length: int = field(default=64, metadata={"help": "questions are cut to so many tokens (and counted)"})
+    init_token: Optional[int] = field(default=0, metadata={"help": "token before the question"})
+    separator_token: Optional[int] = field(
+        default=None, metadata={"help": "token before the paragraph, after the question's </s> (RoBERTa: 2)"}
+    )
+    no_shuffle: bool = field(default=False, metadata={"help": "train in the order of the data"})
+    classification_head_name: str = field(  # not II(criterion...): fairseq-validate needs no --criterion then
+        default="question_answering_head", metadata={"help": "name of the head that scores starts and ends"}
+    )
+    seed: int = II("common.seed")
+
+
+@dataclass
+class SkimLossConfig(FairseqDataclass):
+    """Flags of the price of kept tokens."""
+
+    skim_lambda: float = field(
+        default=0.5, metadata={"help": "weight of the kept share of tokens, averaged over layers, in the loss"}
+    )
+    skim_target_ratio: Optional[float] = field(
+        default=None,
+        metadata={"help": "if set, the loss is the squared distance of each sentence's kept share from this"},
+    )
+    skim_lambda_warmup: int = field(
+        default=0, metadata={"help": "updates over which --skim-lambda grows linearly from 0"}
+    )
+    skim_teacher: Optional[str] = field(
+        default=None,
+        metadata={"help": "checkpoint of a dense model, fine-tuned on this task, whose outputs are also learned"},
+    )
+    skim_distill_weight: float = field(default=1.0, metadata={"help": "weight of what is learned from --skim-teacher"})
+    skim_distill_temperature: float = field(
+        default=1.0, metadata={"help": "both sides' logits are divided by this before they are compared"}
+    )
+
+
+@dataclass
+class SkimSentencePredictionConfig(SentencePredictionConfig, SkimLossConfig):
+    """fairseq's flags and the price."""
+
+
+@dataclass
+class QuestionAnsweringConfig(FairseqDataclass):
+    """Flags of answers and of their scores."""
+
+    classification_head_name: str = field(
+        default="question_answering_head", metadata={"help": "name of the head that scores starts and ends"}
+    )
+    n_best_size: int = field(default=20, metadata={"help": "spans of each window that are looked at"})
+    max_answer_length: int = field(default=30, metadata={"help": "longest answer, in tokens"})
+    null_score_diff_threshold: float = field(
+        default=0.0,
+        metadata={"help": "SQuAD 2.0: no answer if its score exceeds that of the best answer by more than this"},
+    )
+    squad_best_threshold: bool = field(
+        default=False,
+        metadata={"help": "SQuAD 2.0: also log the best exact match and F1 over thresholds from -20 to 20, by 0.1"},
+    )
+
+
+@dataclass
+class SkimQuestionAnsweringConfig(QuestionAnsweringConfig, SkimLossConfig):
+    """The same and the price of kept tokens."""
 
 
 _BERT: Dict[str, Any] = {"layer_norm_eps": 1e-12, "num_segments": 2}

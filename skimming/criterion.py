@@ -5,48 +5,24 @@ A task with another loss derives from :class:`SkimLoss` and its own criterion, a
 
 import logging
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from fairseq.criterions import register_criterion
-from fairseq.criterions.sentence_prediction import SentencePredictionConfig, SentencePredictionCriterion
-from fairseq.dataclass import FairseqDataclass
+from fairseq.criterions.sentence_prediction import SentencePredictionCriterion
 from fairseq.logging import metrics
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.rates import rate
 from fairseq_efficient.schedules import linear
+from skimming.config import SkimSentencePredictionConfig
 from skimming.distillation import Teacher, divergence
 
 logger = logging.getLogger(__name__)
 WATCH_EVERY = 100  # updates between two looks at what is kept
 PATIENCE = 1000  # updates after which something should be skipped
 HARDLY = 1e-3  # share of decisions that counts as none: the noise of training flips some in a model that keeps all
-
-
-@dataclass
-class SkimLossConfig(FairseqDataclass):
-    """Flags of the price of kept tokens."""
-
-    skim_lambda: float = field(
-        default=0.5, metadata={"help": "weight of the kept share of tokens, averaged over layers, in the loss"}
-    )
-    skim_target_ratio: Optional[float] = field(  # noqa: UP045 (fairseq cannot parse `float | None`)
-        default=None,
-        metadata={"help": "if set, the loss is the squared distance of each sentence's kept share from this"},
-    )
-    skim_lambda_warmup: int = field(
-        default=0, metadata={"help": "updates over which --skim-lambda grows linearly from 0"}
-    )
-    skim_teacher: Optional[str] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": "checkpoint of a dense model, fine-tuned on this task, whose outputs are also learned"},
-    )
-    skim_distill_weight: float = field(default=1.0, metadata={"help": "weight of what is learned from --skim-teacher"})
-    skim_distill_temperature: float = field(
-        default=1.0, metadata={"help": "both sides' logits are divided by this before they are compared"}
-    )
 
 
 class SkimLoss:
@@ -72,7 +48,8 @@ class SkimLoss:
     def add_skim_loss(
         self, model: Any, sample: Any, task_loss: Tensor, output: tuple[Tensor, Any], size: float, log: dict[str, Any]
     ) -> Tensor:
-        """The loss to train, summed over sentences; ``log`` gets its parts and the statistics, as sums.
+        """The loss to train, summed over sentences; ``log`` gets the task's ``loss``, what is added to it and the
+        statistics, as sums.
 
         Args:
             task_loss: summed over sentences. output: (logits, extra) of the model. size: the criterion's sample size;
@@ -89,19 +66,17 @@ class SkimLoss:
         ratio = counts.ratio()
         price = ratio if self.skim_target_ratio is None else (ratio - self.skim_target_ratio).square()
         updates = getattr(model, "num_updates", None) if model.training else None  # validation losses are comparable
-        loss = task_loss + linear(0.0, self.skim_lambda, self.skim_lambda_warmup, updates) * scale * price.sum()
-        log["_task_loss"], log["_skim_loss"] = _double(task_loss), _double(ratio.sum())
-        log["_skim_sentences"] = len(counts.lengths)
+        added = {"skim": linear(0.0, self.skim_lambda, self.skim_lambda_warmup, updates) * price.sum()}
         if self.teacher is not None and model.training and self.distill_weight:
             distance = self.distance(logits, self.teacher(model, sample, logits, self.head_name()), sample)
-            loss = loss + self.distill_weight * scale * distance
-            log["_distill_loss"] = _double(distance)
+            added["distill"] = self.distill_weight * distance
+        log["loss"], log["_skim_sentences"] = task_loss.detach(), len(counts.lengths)
+        log.update({f"_aux/{name}": _double(value) for name, value in added.items()})
         for name, (above, below) in extra["stats"].items():
             log[f"_{name}"], log[f"_{name}/of"] = _double(above), _double(below)
-        log["loss"] = loss.detach()
         self._learns = ratio.requires_grad if model.training else self._learns
         self._watch(model, counts)
-        return loss
+        return task_loss + scale * sum(added.values())
 
     def distance(self, logits: Tensor, taught: Tensor, sample: Any) -> Tensor:
         """Distance of the model's logits (B, K) from the teacher's, summed over sentences."""
@@ -141,22 +116,14 @@ class SkimLoss:
             metrics.log_scalar(name, sum(log.get(name, 0) for log in logging_outputs), 1, round=0)
         for name in names:
             if f"{name}/of" in names:
-                metrics.log_derived(name[1:], _ratio(name, f"{name}/of"))
-        for name, unit in (("task_loss", math.log(2)), ("distill_loss", math.log(2)), ("skim_loss", 1.0)):
-            if f"_{name}" in names:
-                metrics.log_derived(name, _ratio(f"_{name}", "_skim_sentences", unit))
+                metrics.log_derived(name[1:], rate(name, f"{name}/of"))
+            elif name.startswith("_aux/"):
+                metrics.log_derived(name[1:], rate(name, "_skim_sentences"))
 
 
 def _double(value: Tensor) -> Tensor:
     """Sums must survive fairseq's adding up over ranks, which would round int64 to fp32."""
     return value.detach().double()
-
-
-def _ratio(above: str, below: str, unit: float = 1.0) -> Any:
-    def derived(meters: Any) -> float:
-        return round(float(meters[above].sum) / max(float(meters[below].sum), 1) / unit, 4)
-
-    return derived
 
 
 class _Listening:
@@ -173,17 +140,12 @@ class _Listening:
         return getattr(self._model, name)
 
 
-@dataclass
-class SkimSentencePredictionConfig(SentencePredictionConfig, SkimLossConfig):
-    """fairseq's flags and the price."""
-
-
 @register_criterion("skim_sentence_prediction", dataclass=SkimSentencePredictionConfig)
 class SkimSentencePrediction(SkimLoss, SentencePredictionCriterion):
     """fairseq's ``sentence_prediction`` (classification, pairs, regression) with the price of kept tokens.
 
-    Logged: ``loss`` (all that is trained) and ``task_loss`` in bits as fairseq does, ``skim_loss`` (kept share, mean
-    over sentences), ``keep_ratio`` and ``keep_l{i}`` (shares of tokens), ``flops_ratio_*``, and fairseq's own.
+    Logged: ``loss`` of the task alone, in bits as fairseq does; what is trained beside it, ``aux/skim`` (price of kept
+    tokens) and ``aux/distill``; ``keep_ratio`` and ``keep_l{i}`` (shares of tokens), ``flops_ratio_*``, and fairseq's.
     """
 
     def __init__(self, cfg: Any, task: Any):

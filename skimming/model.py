@@ -76,6 +76,7 @@ class SkimRobertaModel(Architectures, RobertaModel):
     arch = "skim_roberta"
     config = SkimRobertaConfig
     hub_example = 'print(model.classify("a text"))'
+    hub_examples = {"skim_squad": 'print(model.answer("Who wrote it?", "It was written by nobody.").text)'}
 
     def __init__(self, args: Any, encoder: SkimRobertaEncoder):
         super().__init__(args, encoder)
@@ -94,15 +95,19 @@ class SkimRobertaModel(Architectures, RobertaModel):
         data_name_or_path: str | Path | None = None,
         **overrides: Any,
     ) -> Any:
-        """A :class:`Classifier` of a model of task sentence_prediction, fairseq's ``RobertaHubInterface`` of others.
+        """A :class:`Classifier` of a model of task sentence_prediction, a :class:`QuestionAnswerer` of skim_squad,
+        fairseq's ``RobertaHubInterface`` of others.
 
         Arguments and errors as of :func:`fairseq_efficient.hub.loading.load`.
         """
         from skimming.hub import Classifier, read_data
+        from skimming.squad_hub import QuestionAnswerer
 
         found = load(model_name_or_path, checkpoint_file, data_name_or_path, **overrides)
         if hasattr(found.task, "label_dictionary"):
             return Classifier(found.model, found.task, read_data(found.data, None, found.task))
+        if hasattr(found.task, "version2"):
+            return QuestionAnswerer(found.model, found.task, found.data)
         if (found.data / "tokenizer.json").is_file():
             found.config.bpe = {"_name": "wordpiece", "wordpiece_vocab": str(found.data)}
         return RobertaHubInterface(found.config, found.task, found.model)

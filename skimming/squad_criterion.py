@@ -1,18 +1,17 @@
 """Criterion ``skim_question_answering``: start and end of an answer, the price of kept tokens, exact match and F1."""
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
-from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fairseq_efficient.errors import UserError
-from skimming.criterion import SkimLoss, SkimLossConfig, explain_tokens
+from skimming.config import SkimQuestionAnsweringConfig
+from skimming.criterion import SkimLoss, explain_tokens
 from skimming.distillation import divergence
 from skimming.squad_decode import Answer, decode
 from skimming.squad_metrics import gold_answers, score
@@ -20,30 +19,6 @@ from skimming.squad_metrics import gold_answers, score
 # thresholds that --squad-best-threshold looks at
 EDGES = torch.linspace(-20.0, 20.0, 401, dtype=torch.float64)
 _SUMS = ("_questions", "_exact", "_f1", "_answerable", "_answerable_exact", "_answerable_f1")
-
-
-@dataclass
-class QuestionAnsweringConfig(FairseqDataclass):
-    """Flags of answers and of their scores."""
-
-    classification_head_name: str = field(
-        default="question_answering_head", metadata={"help": "name of the head that scores starts and ends"}
-    )
-    n_best_size: int = field(default=20, metadata={"help": "spans of each window that are looked at"})
-    max_answer_length: int = field(default=30, metadata={"help": "longest answer, in tokens"})
-    null_score_diff_threshold: float = field(
-        default=0.0,
-        metadata={"help": "SQuAD 2.0: no answer if its score exceeds that of the best answer by more than this"},
-    )
-    squad_best_threshold: bool = field(
-        default=False,
-        metadata={"help": "SQuAD 2.0: also log the best exact match and F1 over thresholds from -20 to 20, by 0.1"},
-    )
-
-
-@dataclass
-class SkimQuestionAnsweringConfig(QuestionAnsweringConfig, SkimLossConfig):
-    """The same and the price of kept tokens."""
 
 
 @register_criterion("skim_question_answering", dataclass=SkimQuestionAnsweringConfig)

@@ -2,45 +2,20 @@
 
 import logging
 import os
-from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from fairseq import models
 from fairseq.data import Dictionary
-from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
-from omegaconf import II, MISSING
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.reading import parse_json
+from skimming.config import SkimSquadConfig
 from skimming.squad_windows import SquadDataset, SquadSplit
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class SkimSquadConfig(FairseqDataclass):
-    """Flags of ``skim_squad``."""
-
-    data: str = field(
-        default=MISSING, metadata={"help": "folder that scripts/prepare_classification.py --format squad made"}
-    )
-    max_seq_length: int = field(default=384, metadata={"help": "tokens of a row: question, window and special ones"})
-    doc_stride: int = field(default=128, metadata={"help": "tokens that neighbouring windows share"})
-    max_query_length: int = field(default=64, metadata={"help": "questions are cut to so many tokens (and counted)"})
-    init_token: Optional[int] = field(  # noqa: UP045 (fairseq cannot parse `int | None`)
-        default=0, metadata={"help": "token before the question"}
-    )
-    separator_token: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "token before the paragraph, after the question's </s> (RoBERTa: 2)"}
-    )
-    no_shuffle: bool = field(default=False, metadata={"help": "train in the order of the data"})
-    classification_head_name: str = field(  # not II(criterion...): fairseq-validate needs no --criterion then
-        default="question_answering_head", metadata={"help": "name of the head that scores starts and ends"}
-    )
-    seed: int = II("common.seed")
 
 
 @register_task("skim_squad", dataclass=SkimSquadConfig)

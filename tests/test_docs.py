@@ -1,6 +1,7 @@
 """What the documents name exists: flags, files, links, and rows of the benchmarks. Nothing is run here."""
 
 import argparse
+import importlib
 import itertools
 import json
 import re
@@ -14,7 +15,7 @@ from unittest import mock
 import pytest
 
 from fairseq_efficient.systems import SYSTEMS
-from tests.util import ROOT, run_here
+from tests.util import ROOT, load_script, run_here
 
 GUIDES = tuple(f"docs/{name}.md" for name in ("architecture", "extending", "migrating", "performance", "reliability"))
 DOCUMENTS = (
@@ -260,6 +261,18 @@ def anchors(text: str) -> set[str]:
     """As GitHub makes them of headings."""
     heads = re.findall(r"^#+ (.*)$", without_code(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_the_table_of_interfaces_is_right():
+    """README's: of each system the class, the methods of its interface, and the entry of torch.hub."""
+    hub = load_script(ROOT / "hubconf.py")
+    rows = next(rows for titles, rows in tables(read("README.md")) if "gives" in titles)
+    assert [package.strip("`") for package, *_ in rows] == list(SYSTEMS)
+    for package, model, gives in rows:
+        module, _, name = model.strip("`").rpartition(".")
+        kind = getattr(importlib.import_module(f"{package.strip('`')}.{module}"), name)
+        assert callable(kind.from_pretrained)
+        assert all(method in getattr(hub, package.strip("`")).__doc__ for method in re.findall(r"`(\.\w+)\(", gives))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -113,19 +113,21 @@ def _facts(state: dict[str, Any], folder: Path, precision: str, size: int, card:
     if kind is None:
         raise UserError(f"its architecture {name!r} is not registered: is its system imported?")
     family = next(one for one in kind.__mro__ if hasattr(sys.modules[one.__module__], one.__name__))  # can be imported
+    task = str(_get(state, "task", "_name"))
+    examples = getattr(kind, "hub_examples", {})
     return {
         "title": card.title or name,
         "model": name,
         "package": family.__module__,
         "kind": family.__name__,
         "user_dir": kind.__module__.partition(".")[0],
-        "task": str(_get(state, "task", "_name")),
+        "task": task,
         "parameters": sum({one.data_ptr(): one.numel() for one in state["model"].values()}.values()),
         "updates": int((state.get("optimizer_history") or [{}])[-1].get("num_updates", 0)),
         "precision": precision,
         "size": size,
         "folder": folder.name,
-        "example": getattr(kind, "hub_example", ""),
+        "example": examples.get(task) or getattr(kind, "hub_example", ""),
         "trained_on": card.trained_on,
         "license": card.license,
         "notes": card.notes,

@@ -1,7 +1,7 @@
 """A trained model, its task and its data folder, from a folder or a checkpoint."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import CommonConfig, DatasetConfig, GenerationConfig
@@ -75,9 +75,13 @@ def complete(config: DictConfig) -> DictConfig:
 
 
 class Pretrained:
-    """Mixin for models: ``from_pretrained`` returns the model's interface. ``hub_example``: for model cards."""
+    """Mixin for models: ``from_pretrained`` returns the model's interface.
+
+    ``hub_example``: for model cards; ``hub_examples``: of single tasks.
+    """
 
     hub_example = ""
+    hub_examples: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def hub_interface(cls) -> Any:

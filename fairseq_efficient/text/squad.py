@@ -114,10 +114,15 @@ def _question(one: Any, where: str, found: Squad, context: str) -> Question | Ba
     if not name:
         return Bad(where, "no 'id'")
     impossible = bool(one.get("is_impossible", False))
+    why = unusable(text) or unusable(context) or unusable(name)
+    if why is not None:
+        return Bad(where, f"question {name.encode('ascii', 'backslashreplace').decode()}: {why}")
     answers, usable = [], []
-    for place, answer in enumerate(one.get("answers") or ()):
+    for place, answer in enumerate(_member(one, "answers", list, where) if one.get("answers") is not None else ()):
         at = f"{where}.answers[{place}]"
         words, start = _member(answer, "text", str, at), _member(answer, "answer_start", int, at)
+        if (why := unusable(words)) is not None:
+            return Bad(at, f"question {name}: {why}")
         matches = bool(words.strip()) and start >= 0 and context[start : start + len(words)] == words
         if not matches:
             there = context[max(start, 0) : max(start, 0) + len(words)]
@@ -125,9 +130,6 @@ def _question(one: Any, where: str, found: Squad, context: str) -> Question | Ba
             found.mismatched.append(Bad(at, said))
         answers.append((words, start))
         usable.append(matches)
-    why = unusable(text) or unusable(context)
-    if why is not None:
-        return Bad(where, f"question {name}: {why}")
     if not text.strip() or not context.strip():
         return Bad(where, f"question {name}: empty {'question' if not text.strip() else 'paragraph'}")
     if not answers and not impossible and "answers" in one:

@@ -19,8 +19,9 @@ from fairseq_efficient.checkpoints import atomic_save, exported, read_checkpoint
 from fairseq_efficient.errors import UserError, run_main
 
 EPILOG = """
-pyramidion: a checkpoint of the original's fairseq fork (its model names, args or cfg inside); --dict is its (joined)
-dictionary. The result loads with fairseq-generate --user-dir deep_pyramidion --task translation and --restore-file.
+deep_pyramidion, or pyramidion: a checkpoint of the original's fairseq fork (its model names, args or cfg inside);
+--dict is its (joined) dictionary. The result loads with fairseq-generate --user-dir deep_pyramidion --task translation
+and --restore-file.
 
 dynamic_pooling: a checkpoint of PiotrNawrot/dynamic-pooling (args and model_state inside); --dict is a fairseq
 dictionary with the original's characters in the order of their ids, which the original counts from its data (by
@@ -118,8 +119,9 @@ def convert_adaptive_span(state: dict[str, Any], words: Any, path: Path) -> Conv
 
 SYSTEMS: dict[str, Callable[[dict[str, Any], Any, Path], Converted]] = {
     "adaptive_span": convert_adaptive_span,
-    "pyramidion": convert_pyramidion,
+    "deep_pyramidion": convert_pyramidion,
     "dynamic_pooling": convert_dynamic_pooling,
+    "pyramidion": convert_pyramidion,
 }
 
 

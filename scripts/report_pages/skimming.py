@@ -163,7 +163,7 @@ def learning_section(runs: Sequence[Run]) -> Section | None:
     """Quality, loss and kept share over updates."""
     metrics = [run.metric for run in runs if run.metric]
     wanted = [(metrics[0], QUALITY[metrics[0]], False)] if metrics else []
-    wanted += [("task_loss", "loss of the task, bits", False), ("keep_ratio", "tokens kept", True)]
+    wanted += [("loss", "loss of the task, bits", False), ("keep_ratio", "tokens kept", True)]
     drawn = []
     for name, title, percent in wanted:
         lines = []

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fairseq_efficient.modules.beam import reorder_sentences
+from fairseq_efficient.beam import reorder_sentences
 from fairseq_efficient.state import _BLOCK, CrossAttentionCache, SelfAttentionCache
 from fairseq_efficient.text.truncation import CutCounter, align_left, cut_keep_last
 

@@ -48,6 +48,7 @@ def test_answers_that_do_not_match_and_bad_questions(tmp_path: Path) -> None:
             question("1", "what?", ("good", 14), ("good", 15)), question("1", "again?", ("the", 0)),
             question("2", " ", ("the", 0)), question("3", "why?"), question("4", "q", ("the", -1)),
             question("5", "half \ud800", ("the", 0)), question("6", "q", (" ", 3)),
+            question("\ud8007", "q", ("the", 0)), question("8", "q", ("\ud800", 0)),
         ]),
     )  # fmt: skip
     found = read_squad(write(tmp_path / "a.json", content))
@@ -58,6 +59,8 @@ def test_answers_that_do_not_match_and_bad_questions(tmp_path: Path) -> None:
         "question 2: empty question",
         "question 3: neither an answer nor is_impossible",
         "question 5: holds half of a surrogate pair",
+        "question \\ud8007: holds half of a surrogate pair",
+        "question 8: holds half of a surrogate pair",
     ]
     assert "qas[0].answers[0]" in found.mismatched[0].where and len(found.mismatched) == 3
     assert found.mismatched[0].why == "question 1: answer 'good' is not at character 14, where ' goo' is"
@@ -75,6 +78,10 @@ def test_answers_that_do_not_match_and_bad_questions(tmp_path: Path) -> None:
         (
             b'{"data": [{"paragraphs": [{"context": "x", "qas": [{"id": 1, "question": "q", "answers": [{}]}]}]}]}',
             r"answers\[0\]: no 'text'",
+        ),
+        (
+            b'{"data": [{"paragraphs": [{"context": "x", "qas": [{"id": 1, "question": "q", "answers": 5}]}]}]}',
+            r"qas\[0\]: no 'answers' that is a list",
         ),
     ],
 )

@@ -236,6 +236,8 @@ def test_the_latency_term_makes_attention_rarer(stream_data: Path, tmp_path: Pat
         output = train(stream_data, tmp_path / str(weight), *flags, "--max-update", 20, "--disable-validation")
         values = entries(output)[20]
         found.append(sum(float(values[f"block/{block:02d}/a"]) for block in range(3)))
+        assert ("aux/latency" in values) == (weight > 0)
+    assert 1 < float(values["aux/latency"]) < 20
     assert found[1] < found[0] - 0.1
 
 

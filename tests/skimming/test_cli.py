@@ -56,12 +56,12 @@ def test_p10_validation_is_that_of_the_training(trained: Path, sentence_data: Pa
     output = train(sentence_data, tmp_path, "--max-update", "12")
     expected = valid_log(output)
     found = validate(sentence_data, tmp_path / "checkpoint_last.pt")
-    shared = {"loss", "accuracy", "task_loss", "skim_loss", "keep_ratio", "keep_l0", "keep_l1", "flops_ratio_unpadded",
+    shared = {"loss", "accuracy", "aux/skim", "keep_ratio", "keep_l0", "keep_l1", "flops_ratio_unpadded",
               "flops_ratio_max_length"}  # fmt: skip
     assert shared <= expected.keys()
     assert {key: found[key] for key in shared} == {key: expected[key] for key in shared}
     lines = train_log(output)
-    assert {"keep_ratio", "keep_l0", "skim_loss", "task_loss"} <= lines[-1].keys()
+    assert {"keep_ratio", "keep_l0", "aux/skim"} <= lines[-1].keys()
 
 
 def test_p10_overrides_switch_the_inference_mode(mixed: Path, sentence_data: Path):
@@ -96,7 +96,7 @@ def test_an_override_may_turn_skimming_off(mixed: Path, sentence_data: Path):
 def test_batches_of_any_size_give_the_same_figures(mixed: Path, sentence_data: Path):
     one = validate(sentence_data, mixed, "--batch-size", "1")
     all_at_once = validate(sentence_data, mixed, "--batch-size", "16")
-    for key in ("loss", "accuracy", "task_loss", "skim_loss", "keep_ratio", "keep_l1", "flops_ratio_unpadded"):
+    for key in ("loss", "accuracy", "aux/skim", "keep_ratio", "keep_l1", "flops_ratio_unpadded"):
         assert abs(one[key] - all_at_once[key]) < 2e-3, key
     assert one["flops_ratio_padded"] <= all_at_once["flops_ratio_padded"]
 
@@ -112,7 +112,7 @@ def test_two_ranks_add_up(mixed: Path, sentence_data: Path, tmp_path: Path):
     two = valid_log(outputs[0])
     args = train_args(sentence_data, tmp_path / "one", TINY, *more, "--batch-size", "4", "--max-update", "2")
     one = valid_log(run_cli("train", args))
-    for key in ("loss", "accuracy", "task_loss", "skim_loss", "keep_ratio", "keep_l0", "keep_l1",
+    for key in ("loss", "accuracy", "aux/skim", "keep_ratio", "keep_l0", "keep_l1",
                 "flops_ratio_unpadded", "flops_ratio_padded", "flops_ratio_max_length"):  # fmt: skip
         assert abs(one[key] - two[key]) < 2e-3, key
     assert 0.1 < one["keep_ratio"] < 0.95
@@ -160,7 +160,7 @@ def test_regression(tmp_path: Path):
     flags = ("--num-classes", "1", "--regression-target", "--best-checkpoint-metric", "loss")
     output = train(data, tmp_path, *flags, "--max-update", "4", "--report-pearson-and-spearman")
     found = valid_log(output)
-    assert {"pearson", "spearman", "task_loss", "keep_ratio"} <= found.keys()
+    assert {"pearson", "spearman", "aux/skim", "keep_ratio"} <= found.keys()
     assert abs(found["loss"] - validate(data, tmp_path / "checkpoint_last.pt")["loss"]) < 1e-3
 
 

@@ -85,7 +85,7 @@ def test_p4_the_loss_and_its_gradient_are_sums_over_batches(deterministic: None,
     for name, value in whole[2].items():
         if name != "flops_ratio_padded":
             assert abs(parts[2][name] - value) < 2e-4, name
-    assert {"keep_l0", "keep_l1", "keep_l2", "keep_ratio", "task_loss", "skim_loss", "accuracy"} <= whole[2].keys()
+    assert {"keep_l0", "keep_l1", "keep_l2", "keep_ratio", "loss", "aux/skim", "accuracy"} <= whole[2].keys()
 
 
 def test_what_is_added(deterministic: None):
@@ -97,16 +97,16 @@ def test_what_is_added(deterministic: None):
     assert ratio.shape == (4,) and 0.2 < float(ratio.detach().mean()) < 0.95
     loss, size, log = criterion(skim_lambda=0.7)(model, batch)
     assert_close(loss, task_loss + 0.7 * ratio.sum())
-    assert size == 4 and abs(float(log["_task_loss"] - task_loss)) < 1e-5
-    assert abs(float(log["_skim_loss"] - ratio.sum())) < 1e-6 and float(log["loss"]) == float(loss)
+    assert size == 4 and abs(float(log["loss"] - task_loss)) < 1e-5
+    assert abs(float(log["_aux/skim"] - 0.7 * ratio.sum())) < 1e-6
     loss, _, log = criterion(skim_lambda=0.7, skim_target_ratio=0.25)(model, batch)
     assert_close(loss, task_loss + 0.7 * (ratio - 0.25).square().sum())
-    assert abs(float(log["_skim_loss"] - ratio.sum())) < 1e-6  # what is logged is the share
+    assert abs(float(log["_aux/skim"] - 0.7 * (ratio - 0.25).square().sum())) < 1e-6
     with metrics.aggregate(new_root=True) as aggregated:
         SkimSentencePrediction.reduce_metrics([log])
     shown = aggregated.get_smoothed_values()
-    assert abs(shown["task_loss"] - float(task_loss) / 4 / math.log(2)) < 1e-3
-    assert abs(shown["skim_loss"] - float(ratio.mean())) < 1e-3
+    assert abs(shown["loss"] - float(task_loss) / 4 / math.log(2)) < 1e-3  # bits, of the task alone
+    assert abs(shown["aux/skim"] - 0.7 * float((ratio - 0.25).square().mean())) < 1e-3
 
 
 def test_lambda_warms_up_in_training_only(deterministic: None):

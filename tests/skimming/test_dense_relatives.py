@@ -51,8 +51,8 @@ def test_a_dense_teacher_is_learned_from(of: str, vanilla: Path, sentence_data: 
     output = train(sentence_data, tmp_path / "taught", *more, "--max-update", "6")
     assert f"learning from {path}" in output
     lines = train_log(output)
-    assert all(float(line["distill_loss"]) >= 0 for line in lines) and float(lines[0]["distill_loss"]) > 0
-    assert "distill_loss" not in valid_log(output)
+    assert all(float(line["aux/distill"]) >= 0 for line in lines) and float(lines[0]["aux/distill"]) > 0
+    assert "aux/distill" not in valid_log(output)
     state = read_checkpoint(str(tmp_path / "taught" / "checkpoint_last.pt"))
     assert state.get("criterion") is None and not any("teacher" in key for key in state["model"])
     path.rename(path.with_suffix(".moved"))  # validation needs none

@@ -139,4 +139,4 @@ def test_squad_with_a_teacher(folder: Path, tmp_path: Path) -> None:
     run_in_process("train", [*common, *fresh, "--save-dir", str(tmp_path / "dense"), "--skim-layers", "none"])
     teacher = str(tmp_path / "dense" / "checkpoint_last.pt")
     log = run_in_process("train", [*common, *fresh, "--save-dir", str(tmp_path / "ck"), "--skim-teacher", teacher])
-    assert last(log, "train_distill_loss") > 0 and 0 <= last(log, "valid_f1") <= 100
+    assert last(log, "train_aux/distill") > 0 and 0 <= last(log, "valid_f1") <= 100
