@@ -16,6 +16,7 @@ from deep_pyramidion.pyramid import check_widths, parse_widths, pooling_layers
 from deep_pyramidion.state_dict import upgrade_state_dict
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.hub.loading import Pretrained
+from fairseq_efficient.modules.adaptive_softmax import parse_cutoffs
 from fairseq_efficient.plugin.flat_config import (
     Architectures,
     complete_config,
@@ -46,6 +47,8 @@ class PyramidionModel(Architectures, Pretrained, TransformerModelBase):
         _check(cfg)
         if cfg.share_all_embeddings and task.source_dictionary != task.target_dictionary:
             raise UserError("--share-all-embeddings needs one dictionary for both sides (dict.*.txt differ)")
+        words = task.target_dictionary
+        parse_cutoffs("adaptive-softmax-cutoff", cfg.adaptive_softmax_cutoff, len(words), words.pad())
         nested = nested_transformer_config(cfg)
         nested.pooling_widths = _widths(cfg)
         nested.chunked = cfg.use_sparse_attn == "only_blockwise" or (

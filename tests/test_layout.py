@@ -108,11 +108,25 @@ RUN_WHAT_THEY_READ = {
 UNSAFE = (("weights_only", False), ("shell", True), ("allow_pickle", True), ("trust_remote_code", True))
 
 
+def full_names(tree: ast.AST) -> dict[str, str]:
+    """What a file calls things -> what they are: of ``import pickle as p`` and ``from pickle import load as l``."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update({one.asname: one.name for one in node.names if one.asname})
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.update({one.asname or one.name: f"{node.module}.{one.name}" for one in node.names})
+    return found
+
+
 def dangers(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    known = full_names(tree)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
+        first, dot, rest = name.partition(".")
+        name = f"{known.get(first, first)}{dot}{rest}"
         round_trip = name == "pickle.loads" and ast.unparse(node).startswith("pickle.loads(pickle.dumps(")
         if (name in RUN_WHAT_THEY_READ and not round_trip) or name.endswith(".extractall"):
             yield node.lineno, name
@@ -120,8 +134,9 @@ def dangers(tree: ast.AST) -> Iterator[tuple[int, str]]:
             value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
             if (keyword.arg, value) in UNSAFE:
                 yield node.lineno, f"{keyword.arg}={value}"
-        if name == "torch.load" and not any(keyword.arg == "weights_only" for keyword in node.keywords):
-            yield node.lineno, "torch.load without weights_only"
+        given = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "weights_only"]
+        if name == "torch.load" and given != ["True"]:
+            yield node.lineno, "torch.load without weights_only=True"
 
 
 def test_r8_nothing_runs_what_it_reads(figure: Record):
@@ -137,10 +152,12 @@ def test_r8_nothing_runs_what_it_reads(figure: Record):
 def test_the_check_for_dangers_sees_them():
     calls = (
         "eval(x)", "pickle.load(f)", "torch.load(f)", "torch.load(f, weights_only=False)", "run(c, shell=True)",
-        "m.eval()", "a.extractall()",
+        "m.eval()", "a.extractall()", "p.load(f)", "read(f)", "torch.load(f, weights_only=mode)", "t.load(f)",
+        "from_torch(f)", "torch.load(f, weights_only=True)",
     )  # fmt: skip
-    code = "\n".join(calls)
-    assert [line for line, _ in dangers(ast.parse(code))] == [1, 2, 3, 4, 5, 7]
+    imports = ("import pickle as p", "from marshal import load as read", "import torch as t")
+    code = "\n".join((*calls, *imports, "from torch import load as from_torch"))
+    assert sorted({line for line, _ in dangers(ast.parse(code))}) == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
 
 
 def test_random_draws_come_from_torchs_global_generator():

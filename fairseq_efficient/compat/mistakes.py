@@ -1,6 +1,7 @@
 """Mistakes in what was typed: found early, shown as one line. Nothing here changes fairseq (``commands`` does)."""
 
 import argparse
+import ast
 import dataclasses
 import functools
 import importlib.util
@@ -22,10 +23,11 @@ _NOT_NEGATIVE = (
 )  # fmt: skip
 _POSITIVE = (
     "update_freq", "batch_size", "max_tokens", "beam", "nbest", "log_interval", "required_batch_size_multiple",
-    "required_seq_len_multiple",
+    "required_seq_len_multiple", "validate_interval", "save_interval", "decoder_output_dim",
 )  # fmt: skip
 _CHECKS = (AssertionError, Exception, RuntimeError, ValueError)  # what fairseq raises for flags
 _PROBABILITIES = ("label_smoothing", "dropout", "layerdrop")  # ends of names
+_DICTS = ("model_overrides", "optimizer_overrides")
 
 
 def install_excepthook() -> None:
@@ -89,6 +91,8 @@ def user_message(err: BaseException | None) -> str | None:
         missing = re.fullmatch(r"Dataset not found: (\S+) \((.*)\)", str(err))
         if isinstance(err, FileNotFoundError) and missing:
             return f"{missing[2]}: no split {missing[1]!r} (--train-subset, --valid-subset, --gen-subset)"
+        if type(err) is Exception and str(err).startswith("The dataset is empty."):
+            return "nothing is left of the data: every example is longer than --max-tokens, or than model and task take"
         context = err.__context__ if type(err) is Exception else None  # fairseq's trainer raises a bare Exception
         err = err.__cause__ or context
     return None
@@ -105,11 +109,19 @@ def check_arguments(args: argparse.Namespace) -> None:
     if not training:
         name_fitting_criterion(args)
     check_values(vars(args).items())
+    if training and args.lr_scheduler == "polynomial_decay":
+        check_decay(args)
     if not getattr(args, "tpu", False):
         check_precision(args, training)
         if training:
             check_world(args, args)
-    make_log_folder(args)
+    make_log_folders(args)
+
+
+def check_decay(schedule: Any) -> None:
+    """UserError where nothing says when ``polynomial_decay`` ends."""
+    if getattr(schedule, "total_num_update", None) in (None, "???"):
+        raise UserError("--lr-scheduler polynomial_decay needs --total-num-update, the update at which it ends")
 
 
 def name_fitting_criterion(args: argparse.Namespace) -> None:
@@ -143,26 +155,39 @@ def check_config(cfg: Any) -> None:
     for section in ("optimization", "dataset", "model", "criterion", "optimizer", "lr_scheduler"):
         part = cfg.get(section)
         values = OmegaConf.to_container(part) if OmegaConf.is_dict(part) else None
-        check_values(values.items() if isinstance(values, dict) else ())
+        values = values if isinstance(values, dict) else {}
+        check_values(values.items())
+        if values.get("_name") == "polynomial_decay":
+            check_decay(argparse.Namespace(**{str(name): value for name, value in values.items()}))
     if not cfg.common.tpu:
         check_precision(cfg.common, training=True)
         check_world(cfg.distributed_training, cfg.common)
-    make_log_folder(cfg.common)
+    make_log_folders(cfg.common)
 
 
-def make_log_folder(common: Any) -> None:
-    """fairseq opens ``--log-file`` before it makes any folder. Raises UserError if that cannot be made."""
-    path = getattr(common, "log_file", None)
-    if path:
-        try:
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        except OSError as err:
-            raise UserError(f"--log-file {path}: {err.strerror}") from None
+def make_log_folders(common: Any) -> None:
+    """fairseq opens ``--log-file`` before it makes any folder, and finds out late that tensorboard's cannot be made.
+    Raises UserError if one cannot."""
+    for name in ("log_file", "tensorboard_logdir"):
+        path = getattr(common, name, None)
+        if path:
+            folder = path if name.endswith("dir") else os.path.dirname(os.path.abspath(path))
+            try:
+                os.makedirs(folder, exist_ok=True)
+            except OSError as err:
+                raise UserError(f"--{name.replace('_', '-')} {path}: {err.strerror}") from None
 
 
 def check_values(values: Iterable[tuple[Any, Any]]) -> None:
     """Raises UserError for a number that makes no sense: a negative learning rate, a dropout of 1.5 ..."""
     for name, value in values:
+        if str(name).endswith("_betas"):
+            check_betas(str(name), value)
+        if name in _DICTS and isinstance(value, str) and not isinstance(_literal(value), dict):
+            flag = f"--{str(name).replace('_', '-')} {value}"
+            raise UserError(f"{flag}: expected a dictionary, such as {{'dropout': 0.1}}")
+        if name == "ema_decay" and isinstance(value, float) and not 0 <= value <= 1:
+            raise UserError(f"--ema-decay {value}: must be between 0 and 1")
         for one in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(one, bool) or not isinstance(one, (int, float)):
                 continue
@@ -173,6 +198,22 @@ def check_values(values: Iterable[tuple[Any, Any]]) -> None:
                 raise UserError(f"{flag}: must be positive")
             if str(name).endswith(_PROBABILITIES) and not 0 <= one < 1:
                 raise UserError(f"{flag}: must be at least 0 and below 1")
+
+
+def check_betas(name: str, value: Any) -> None:
+    """UserError unless it is, or spells, two numbers below 1: fairseq runs the text as code."""
+    found = _literal(value) if isinstance(value, str) else value
+    numbers = list(found) if isinstance(found, (list, tuple)) else []
+    if len(numbers) != 2 or not all(isinstance(one, (int, float)) and 0 <= one < 1 for one in numbers):
+        raise UserError(f"--{name.replace('_', '-')} {value}: expected two numbers below 1, such as '(0.9, 0.98)'")
+
+
+def _literal(text: str) -> Any:
+    """What it spells; None if it is no literal."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
 
 
 def check_precision(common: Any, training: bool) -> None:
@@ -191,6 +232,8 @@ def _on_cpu(common: Any) -> bool:
 
 def check_world(distributed: Any, common: Any) -> None:
     """Raises UserError for processes that would not train together (stock: each alone, all into the same folder)."""
+    if distributed.distributed_world_size < 1:  # stock starts none, and says nothing
+        raise UserError(f"--distributed-world-size {distributed.distributed_world_size}: must be positive")
     if distributed.distributed_init_method is not None:
         return
     started = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"

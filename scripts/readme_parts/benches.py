@@ -110,6 +110,10 @@ PAR = Bench(
         ),
         "softmax/50000/optimal/vs_full": ("adaptive softmax, 50,000 types, optimal cutoffs, training", "full softmax"),
         "softmax/267744/optimal/vs_full": ("adaptive softmax, 267,744 types, training", "full softmax"),
+        "softmax/267744/optimal/vs_rule": (
+            "adaptive softmax, 267,744 types, training",
+            "the published rule for cutoffs",
+        ),
         "generate/256/batch8-par/vs_recompute": ("256 tokens, batch 8", "recomputing each prefix"),
         "decode/256/batch1-par/vs_interleaved": ("a token of 256, batch 1", f"cached {_INTERLEAVED}"),
     },
