@@ -25,16 +25,16 @@ class SquadSplit:
     """
 
     def __init__(self, folder: str, split: str, dictionary: Dictionary) -> None:
-        def load(kind: str, name: str) -> Any:
+        def load(kind: str, name: str, words: Dictionary | None = dictionary) -> Any:
             path = os.path.join(folder, kind, name)
-            found = data_utils.load_indexed_dataset(path, dictionary, "mmap")
+            found = data_utils.load_indexed_dataset(path, words, "mmap")
             if found is None:
                 raise UserError(f"{path}.idx: no such file; prepare with prepare_classification.py --format squad")
             return found
 
         self.name = split
         self.questions, self.paragraphs = load("input0", split), load("input1", split)
-        self._offsets = load("input1", f"{split}.offsets")
+        self._offsets = load("input1", f"{split}.offsets", None)
         self.texts: list[str] = _lines(Path(folder, "input1", f"{split}.jsonl"))
         self.records: list[dict[str, Any]] = _lines(Path(folder, "label", f"{split}.jsonl"))
         sizes = len(self.paragraphs), len(self._offsets), len(self.texts)

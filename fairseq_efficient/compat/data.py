@@ -2,7 +2,9 @@
 that end."""
 
 import contextlib
+import itertools
 import os
+import struct
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,13 +100,23 @@ def name_broken_files() -> None:
     from fairseq.data import data_utils
 
     def make(stock: Any) -> Any:
-        def load_indexed_dataset(path: str, *args: Any, **kwargs: Any) -> Any:
+        def load_indexed_dataset(path: str, dictionary: Any = None, *args: Any, **kwargs: Any) -> Any:
             from fairseq_efficient.data.token_files import check_files
 
-            index = Path(f"{path}.idx")
-            if index.is_file():
-                check_files(index)
-            return stock(path, *args, **kwargs)
+            for number in itertools.count():  # train, and train1, train2 ... beside it
+                index = Path(f"{path}{number or ''}.idx")
+                if not index.is_file():
+                    break
+                check_files(index, None if dictionary is None else len(dictionary))
+            try:
+                return stock(path, dictionary, *args, **kwargs)
+            except (AssertionError, ValueError, EOFError, struct.error, MemoryError, OverflowError) as err:
+                if not Path(f"{path}.idx").is_file():
+                    raise
+                said = " ".join(str(err).split())[:80]
+                raise UserError(
+                    f"{path}.idx is damaged{f' ({said})' if said else ''}; prepare the data again"
+                ) from None
 
         return load_indexed_dataset
 

@@ -91,6 +91,8 @@ def user_message(err: BaseException | None) -> str | None:
         missing = re.fullmatch(r"Dataset not found: (\S+) \((.*)\)", str(err))
         if isinstance(err, FileNotFoundError) and missing:
             return f"{missing[2]}: no split {missing[1]!r} (--train-subset, --valid-subset, --gen-subset)"
+        if isinstance(err, AssertionError) and str(err) == "Source and target must contain the same number of examples":
+            return "source and target of a split have not as many examples; prepare the data again"
         if type(err) is Exception and str(err).startswith("The dataset is empty."):
             return "nothing is left of the data: every example is longer than --max-tokens, or than model and task take"
         context = err.__context__ if type(err) is Exception else None  # fairseq's trainer raises a bare Exception

@@ -7,6 +7,7 @@ what all of them share: fairseq's flags, prepared data, the lines given to a tra
 import json
 import re
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,31 @@ def remove(pattern: str) -> Callable[[Path], None]:
     return change
 
 
+def overwrite(pattern: str, place: int, form: str, value: int, after: int = 0) -> Callable[[Path], None]:
+    """``after``: bytes for each item of the index, that stand before the place too."""
+
+    def change(folder: Path) -> None:
+        path = first(folder, pattern)
+        data = bytearray(path.read_bytes())
+        count = struct.unpack_from("<Q", data, 18)[0] if after else 0
+        struct.pack_into(form, data, place + after * count, value)
+        path.write_bytes(data)
+
+    return change
+
+
+def forget_types(folder: Path) -> None:
+    for path in folder.rglob("dict*.txt"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+
+
+def fewer_sources(folder: Path) -> None:
+    """The source (or only) texts of the validation split in the place of those of the training."""
+    for end in ("idx", "bin"):
+        train, valid = first(folder, f"train*.{end}"), first(folder, f"valid*.{end}")
+        train.write_bytes(valid.read_bytes())
+
+
 DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {  # what is done, and what is said (a regular expression)
     "no dictionary": (remove("dict*.txt"), r"/dict(\.src)?\.txt: no such file|/dict(\.src)?\.txt: No such file"),
     "a dictionary in Latin-1": (put("dict*.txt", b"caf\xe9 3\n"), r"/dict(\.src)?\.txt: not UTF-8"),
@@ -139,6 +165,14 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {  # what is done, and 
     "an index that is cut off": (cut("train*.idx", 0.5), r"train\S*\.idx is cut off"),
     "an empty index": (cut("train*.idx", 0), r"train\S*\.idx is empty"),
     "an index that is none": (put("train*.idx", b"x" * 100), r"train\S*\.idx: not an index"),
+    "an index of a later version": (overwrite("train*.idx", 9, "<Q", 2), r"train\S*\.idx is damaged"),
+    "an index of unknown numbers": (overwrite("train*.idx", 17, "B", 99), r"train\S*\.idx; prepare"),
+    "an index of too many items": (overwrite("train*.idx", 18, "<Q", 10**12), r"train\S*\.idx is cut off"),
+    "a negative length": (overwrite("train*.idx", 26, "<i", -5), r"train\S*\.idx is damaged"),
+    "a place far away": (overwrite("train*.idx", 26, "<q", 10**9, after=4), r"train\S*\.idx is damaged"),
+    "an old index, damaged": (put("train*.idx", b"TNTIDX\0\0" + b"\1" * 99), r"train\S*\.idx is damaged"),
+    "a token of another dictionary": (overwrite("train*.bin", 0, "<H", 32767), r"train\S*\.bin holds token 32767"),
+    "a dictionary of other data": (forget_types, r"is of other data|is beyond the dictionary|has 3 labels"),
     "tokens that are cut off": (cut("train*.bin", 0.5), r"train\S*\.bin is cut off"),
     "no training split": (remove("train*"), r"train"),
     "no validation split": (remove("valid*"), r"valid"),
@@ -160,6 +194,14 @@ def test_r16_damaged_data_are_named(
     assert status == 2, output
     assert re.search(message, error_line(output))
     figure("R16", "damaged data told in one line", 1)
+
+
+@pytest.mark.parametrize("name", ["deep_pyramidion", "skimming"])
+def test_r16_texts_that_are_not_as_many(name: str, datasets: dict[str, Path], tmp_path: Path, figure: Record):
+    system, data = BY_SYSTEM[name], tmp_path / "data"
+    shutil.copytree(datasets[system.data], data)
+    fewer_sources(data)
+    told("train", train_args(data, tmp_path / "save", system, "--no-save"), "not as many", figure, "R16")
 
 
 # --- R16: lines given to a trained model ------------------------------------------------------------------------------
