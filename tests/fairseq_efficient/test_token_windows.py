@@ -149,7 +149,7 @@ def damaged(folder: Path, how: str) -> Path:
         ("header cut off", r"train\.idx is cut off"),
         ("index cut off", r"train\.idx is cut off"),
         ("data cut off", r"train\.bin is cut off, or of another train\.idx"),
-        ("another dictionary", r"train\.bin holds token 14, but dict\.txt has 6 types: it is of other data"),
+        ("another dictionary", r"train\.bin holds token 14, but the dictionary has 6 types: it is of other data"),
     ],
 )
 def test_damaged_files_are_one_line(tmp_path: Path, how: str, message: str):
