@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import gc
+import itertools
 import json
 import os
 import signal
@@ -60,22 +61,29 @@ class Watched:
         self._start = time.monotonic()
         return self._start
 
-    def growth(self, values: list[float] | list[int], typical: Callable[[Any], float]) -> float:
-        """From the second third of the time to the last; the first warms up."""
-        third = len(values) // 3
-        return typical(values[2 * third :]) - typical(values[third : 2 * third])
+    def slope(self) -> float:
+        """MB a minute after the first third, which warms up: the median of the slopes between all pairs of samples
+        (Theil and Sen), which jumps and single samples do not move."""
+        third = len(self.seconds) // 3
+        points = list(zip(self.seconds[third:], self.megabytes[third:], strict=True))
+        return 60 * statistics.median((y - b) / (x - a) for (a, b), (x, y) in itertools.combinations(points, 2))
+
+    def files_growth(self) -> int:
+        """Of those that stay open, from the second third to the last."""
+        third = len(self.files) // 3
+        return min(self.files[2 * third :]) - min(self.files[third : 2 * third])
 
     def summary(self) -> dict[str, Any]:
-        minutes, grown = self.seconds[-1] / 60, self.growth(self.megabytes, statistics.median)
+        minutes, slope = self.seconds[-1] / 60, self.slope()
         return {
             "system": self.system,
             "what": self.what,
             "minutes": round(minutes, 2),
             "samples": len(self.seconds),
             "megabytes": round(statistics.median(self.megabytes[-len(self.megabytes) // 3 :]), 1),
-            "growth_mb": round(grown, 2),
-            "mb_per_minute": round(grown / (minutes / 3), 2),
-            "files_growth": self.growth(self.files, min),  # of those that stay open
+            "growth_mb": round(slope * minutes * 2 / 3, 2),
+            "mb_per_minute": round(slope, 3),
+            "files_growth": self.files_growth(),
         }
 
 

@@ -216,7 +216,7 @@ def test_tokens_of_another_dictionary_are_one_line(sentence_data: Path, tmp_path
         "id": torch.tensor([7]),
         "net_input": {"src_tokens": torch.tensor([[0, 5, 99]])},
     }  # of files too large to read
-    with pytest.raises(UserError, match=r"sentence 7 \(from 0\): token 99 is not one of the 20 of input0/dict\.txt"):
+    with pytest.raises(UserError, match=r"sentence 7 \(from 0\): token 99 is not one of the 19 of input0/dict\.txt"):
         explain_tokens(row, Dictionary.load(str(data / "input0" / "dict.txt")))
 
 
