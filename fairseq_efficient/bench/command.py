@@ -21,13 +21,13 @@ DTYPE = "of all models (default: fp32, on CUDA bf16); on the CPU bf16 is --cpu-b
 
 
 def get_parser(
-    description: str | None, epilog: str, rows: Sequence[str], sizes: str, dtype: str = DTYPE
+    description: str | None, epilog: str, rows: Sequence[str], sizes: str, dtype: str = DTYPE, batch: int | None = 1
 ) -> argparse.ArgumentParser:
     """The flags of every benchmark.
 
     Args:
         rows: names to choose from. sizes, dtype: what these flags say of themselves; without ``dtype`` there is no such
-            flag.
+            flag. batch: default of ``--batch``; None: each row has its own.
     """
     parser = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,7 +40,8 @@ def get_parser(
     parser.add_argument("--sizes", metavar="N,N", help=sizes)
     parser.add_argument("--rows", metavar="WHAT,WHAT", help=f"of {','.join(rows)} (default: all)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=1, help="rows in a batch (default: %(default)s)")
+    told = "those of the table" if batch is None else batch
+    parser.add_argument("--batch", type=int, default=batch, help=f"rows in a batch (default: {told})")
     parser.add_argument("--runs", type=int, metavar="N", help="timed calls of each variant (default: 5; --quick: 2)")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     if dtype:

@@ -42,8 +42,7 @@ QUICK = ("attention", "latency", "predicted", "supernet", "softmax")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES, "of all nets (default: fp32, on CUDA bf16)")
-    parser.set_defaults(batch=None)
+    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES, "of all nets (default: fp32, on CUDA bf16)", batch=None)
     parser.add_argument("--blocks", type=int, help="of the nets (default: 32)")
     parser.add_argument("--dim", type=int, default=512, help="width; 4 times as much in the middle (default: 512)")
     parser.add_argument("--full", action="store_true", help="recompute every prefix, not nine of them")

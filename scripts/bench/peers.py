@@ -32,9 +32,7 @@ SIZES = "of documents, in tokens (default: 4096,8192; --quick: 2048)"
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES, dtype="")
-    parser.set_defaults(batch=None)
-    return parser
+    return command.get_parser(__doc__, EPILOG, ROWS, SIZES, dtype="", batch=None)
 
 
 def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:

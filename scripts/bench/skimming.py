@@ -38,8 +38,7 @@ QUICK = ("ratios", "overhead")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES, f"{command.DTYPE}, and stock stays fp32")
-    parser.set_defaults(batch=None)
+    parser = command.get_parser(__doc__, EPILOG, ROWS, SIZES, f"{command.DTYPE}, and stock stays fp32", batch=None)
     parser.add_argument("--models", metavar="X,Y", help=f"of {','.join(MODELS)} (default: all; --quick: 6x384)")
     parser.add_argument("--ratios", metavar="R,R", help="shares of tokens that are kept (default: 0.7,0.5,0.3,0.1)")
     return parser
