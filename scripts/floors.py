@@ -10,7 +10,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.text import classification_floors, lm_floors
+from fairseq_efficient.text.classification import floors as classification_floors
+from fairseq_efficient.text.language_models import floors as lm_floors
 
 EPILOG = """
 Everything learns from the split train and is scored on --subset, whole.

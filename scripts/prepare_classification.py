@@ -11,14 +11,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.text import classification_corpora as corpora
-from fairseq_efficient.text import classification_glue as glue
-from fairseq_efficient.text import classification_read as formats
-from fairseq_efficient.text.classification import Options, prepare
-from fairseq_efficient.text.classification_read import Item
+from fairseq_efficient.text.classification import corpora, glue
+from fairseq_efficient.text.classification import read as formats
+from fairseq_efficient.text.classification.prepare import Options, prepare
+from fairseq_efficient.text.classification.read import Item
 from fairseq_efficient.text.fetch import default_cache
 from fairseq_efficient.text.prepared import check_names, describe, named_files, prepare_once
-from fairseq_efficient.text.squad import prepare_squad
+from fairseq_efficient.text.squad.prepare import prepare_squad
 
 EPILOG = """
 --tokenizer: of the model to start from: the folder that scripts/convert/from_huggingface.py wrote (tokenizer.json and

@@ -11,14 +11,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.text import lm_corpora
-from fairseq_efficient.text.corpora import SPLITS
 from fairseq_efficient.text.fetch import default_cache
-from fairseq_efficient.text.lm import Block, Dropped, Options, Reader, prepare
-from fairseq_efficient.text.lm_clean import ALPHABETS, CLEANERS
-from fairseq_efficient.text.lm_read import FORMATS, Tell, cut_blocks, raw_blocks, read_text
-from fairseq_efficient.text.lm_subwords import DEFAULT_TYPES
+from fairseq_efficient.text.language_models import corpora as lm_corpora
+from fairseq_efficient.text.language_models.clean import ALPHABETS, CLEANERS
+from fairseq_efficient.text.language_models.prepare import Block, Dropped, Options, Reader, prepare
+from fairseq_efficient.text.language_models.read import FORMATS, Tell, cut_blocks, raw_blocks, read_text
+from fairseq_efficient.text.language_models.subwords import DEFAULT_TYPES
 from fairseq_efficient.text.prepared import check_names, describe, named_files, prepare_once
+from fairseq_efficient.text.summarization.corpora import SPLITS
 from fairseq_efficient.text.symbols import SYMBOL_KINDS
 
 EPILOG = """

@@ -12,12 +12,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.text import corpora, formats
 from fairseq_efficient.text.clean import NORMALIZATIONS
 from fairseq_efficient.text.fetch import default_cache
 from fairseq_efficient.text.prepared import check_names, describe, named_files, prepare_once
 from fairseq_efficient.text.reading import Bad, Example
-from fairseq_efficient.text.summarization import Options, prepare
+from fairseq_efficient.text.summarization import corpora, formats
+from fairseq_efficient.text.summarization.prepare import Options, prepare
 
 EPILOG = """
 inputs, one of:

@@ -9,9 +9,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.text.floors import floors
-from fairseq_efficient.text.generate_log import read_generate_log, read_texts
-from fairseq_efficient.text.rouge import Rouge, corpus_rouge, mean_words
+from fairseq_efficient.text.summarization.floors import floors
+from fairseq_efficient.text.summarization.generate_log import read_generate_log, read_texts
+from fairseq_efficient.text.summarization.rouge import Rouge, corpus_rouge, mean_words
 
 EPILOG = """
 Sentences end at <q> (which scripts/prepare_summarization.py puts into summaries) or, in a text without any, where

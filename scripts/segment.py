@@ -79,7 +79,7 @@ def main() -> None:
         raise UserError(f"--tokens-per-sample {args.tokens_per_sample}: must be at least 1")
     clean = None
     if args.clean:
-        from fairseq_efficient.text.lm_clean import clean_text
+        from fairseq_efficient.text.language_models.clean import clean_text
 
         clean = clean_text
         clean("", "text8", args.clean)  # is the language known?

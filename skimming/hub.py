@@ -12,8 +12,8 @@ from fairseq.data import data_utils
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.classification_read import Labelled
-from fairseq_efficient.text.classification_rows import Coder
+from fairseq_efficient.text.classification.read import Labelled
+from fairseq_efficient.text.classification.rows import Coder
 from fairseq_efficient.text.reading import parse_json
 from fairseq_efficient.text.subwords import find_tokenizer, read_subwords
 from fairseq_efficient.text.symbols import SPECIALS

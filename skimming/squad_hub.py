@@ -109,12 +109,12 @@ class QuestionAnswerer:
         found = self._answers(_Asked(pairs, self.subwords, self.table), longest) if pairs else {}
         replies = []
         for place, (_, text) in enumerate(pairs):
-            one = found[place]
-            if not one.spans or (self.task.version2 and one.null_odds > threshold):
-                replies.append(Reply("", 0, 0, one.null, one.null_odds))
+            answer = found[place]
+            if not answer.spans or (self.task.version2 and answer.null_odds > threshold):
+                replies.append(Reply("", 0, 0, answer.null, answer.null_odds))
             else:
-                score, start, end = one.spans[0]
-                replies.append(Reply(text[start:end], start, end, score, one.null_odds))
+                score, start, end = answer.spans[0]
+                replies.append(Reply(text[start:end], start, end, score, answer.null_odds))
         return replies
 
     @torch.inference_mode()

@@ -12,7 +12,7 @@ from fairseq.data import Dictionary, FairseqDataset, data_utils
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.reading import parse_json
-from fairseq_efficient.text.squad_windows import answer_tokens, cut_windows
+from fairseq_efficient.text.squad.windows import answer_tokens, cut_windows
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text import spm
 from fairseq_efficient.text.clean import clean_source
-from fairseq_efficient.text.lm_binarize import Coder
-from fairseq_efficient.text.lm_clean import clean_text
-from fairseq_efficient.text.lm_subwords import SubwordCoder
+from fairseq_efficient.text.language_models.binarize import Coder
+from fairseq_efficient.text.language_models.clean import clean_text
+from fairseq_efficient.text.language_models.subwords import SubwordCoder
 from fairseq_efficient.text.prepared import read_file
 from fairseq_efficient.text.reading import parse_json
 from fairseq_efficient.text.symbols import NEWLINE, SPACE, SPECIALS, decode_bytes, decode_characters

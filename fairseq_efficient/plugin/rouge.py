@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
-from fairseq_efficient.text.rouge import Rouge, corpus_rouge
+from fairseq_efficient.text.summarization.rouge import Rouge, corpus_rouge
 
 
 @dataclass

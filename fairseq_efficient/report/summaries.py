@@ -10,10 +10,10 @@ from fairseq_efficient.report.figures import Line, bars, curves
 from fairseq_efficient.report.parts import Code, Figure, Sample, Samples, Section, Table, Text, Tiles
 from fairseq_efficient.report.stages import Stage, duration
 from fairseq_efficient.report.train_log import EPOCH, INNER, TrainLog
-from fairseq_efficient.text.floors import floors, lead
 from fairseq_efficient.text.reading import parse_json
-from fairseq_efficient.text.rouge import KINDS, LABELS, corpus_rouge, mean_words, score_pair
 from fairseq_efficient.text.sentences import plain
+from fairseq_efficient.text.summarization.floors import floors, lead
+from fairseq_efficient.text.summarization.rouge import KINDS, LABELS, corpus_rouge, mean_words, score_pair
 
 Scores = Mapping[str, Mapping[str, Any]]  # system -> Rouge.as_dict(), in the order to show
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_efficient.text.lm_read import END
+from fairseq_efficient.text.language_models.read import END
 
 LONGEST_WORD = 2**16  # a word for the tokenizer; a stream without separators is cut at these lengths
 _CACHE = 500_000  # words

@@ -8,8 +8,8 @@ from typing import Any
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.report import kept, stages, summaries, train_log
 from fairseq_efficient.report.parts import Page, Section
-from fairseq_efficient.text.generate_log import read_generate_log, read_texts
 from fairseq_efficient.text.reading import parse_json
+from fairseq_efficient.text.summarization.generate_log import read_generate_log, read_texts
 from report_pages.common import CHECKPOINTS, RUN, find_files, folder_of, footer, load_model
 
 HELP = "summaries of long documents"

@@ -174,7 +174,7 @@ def segmentation(name: str, documents: list[list[str]], shown: int, series: int)
 
 def file_texts(run: Run, args: argparse.Namespace) -> Texts:
     """The beginning of ``--text``, cleaned as the data was."""
-    from fairseq_efficient.text.lm_clean import clean_text
+    from fairseq_efficient.text.language_models.clean import clean_text
 
     try:
         text = args.text.read_bytes().decode("utf-8-sig")

@@ -16,10 +16,10 @@ from fairseq.tasks import TASK_REGISTRY
 from fairseq_efficient.data.long_documents import LongDocumentDataset, cut_targets, select_rows
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.plugin.long_summarization import LongSummarizationConfig, generation_args
-from fairseq_efficient.text.generate_log import read_generate_log
 from fairseq_efficient.text.reading import Example
-from fairseq_efficient.text.rouge import corpus_rouge
-from fairseq_efficient.text.summarization import Options, prepare
+from fairseq_efficient.text.summarization.generate_log import read_generate_log
+from fairseq_efficient.text.summarization.prepare import Options, prepare
+from fairseq_efficient.text.summarization.rouge import corpus_rouge
 from tests.util import ROOT, SYSTEMS, Command, error_line, run_cli
 
 SYSTEM = SYSTEMS[0]

@@ -8,7 +8,7 @@ from fairseq.tasks import TASK_REGISTRY
 import fairseq_efficient.plugin
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.plugin.rouge import RougeScorer, RougeScorerConfig
-from fairseq_efficient.text.rouge import corpus_rouge
+from fairseq_efficient.text.summarization.rouge import corpus_rouge
 
 
 def test_registered_once() -> None:

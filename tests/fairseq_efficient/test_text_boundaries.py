@@ -11,7 +11,7 @@ import sentencepiece
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text import spm
 from fairseq_efficient.text.boundaries import Segmenter, boundaries_of, whole_words
-from fairseq_efficient.text.lm_read import END
+from fairseq_efficient.text.language_models.read import END
 
 SYLLABLES = [a + b for a in "bklmnrst" for b in ("a", "e", "i", "õ", "việ")]
 

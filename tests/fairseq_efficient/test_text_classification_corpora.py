@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text import classification_corpora as corpora
 from fairseq_efficient.text import fetch
-from fairseq_efficient.text.classification_read import Labelled
+from fairseq_efficient.text.classification import corpora
+from fairseq_efficient.text.classification.read import Labelled
 from fairseq_efficient.text.reading import Bad
 from tests.scripts.prepare_classification_here import make_wiki
 

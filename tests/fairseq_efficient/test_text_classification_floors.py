@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fairseq_efficient.text.classification_floors import Bags, majority, naive_bayes
+from fairseq_efficient.text.classification.floors import Bags, majority, naive_bayes
 from tests.fairseq_efficient.test_text_subwords import write_vocabulary
 from tests.util import ROOT, error_line, run_cli
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text import classification_glue as glue
-from fairseq_efficient.text import classification_read as read
-from fairseq_efficient.text.classification_read import Fields, Labelled
+from fairseq_efficient.text.classification import glue, read
+from fairseq_efficient.text.classification.read import Fields, Labelled
 from fairseq_efficient.text.reading import Bad
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text import corpora, fetch
+from fairseq_efficient.text import fetch
 from fairseq_efficient.text.reading import Bad, Example
+from fairseq_efficient.text.summarization import corpora
 
 JATS = """<!DOCTYPE article PUBLIC "-//NLM//DTD Journal Publishing DTD v3.0 20080202//EN" "journalpublishing3.dtd">
 <article article-type="{kind}"><front><article-meta>

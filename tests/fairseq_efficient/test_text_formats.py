@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text import formats
 from fairseq_efficient.text.reading import Bad, Example, Line, read_lines
+from fairseq_efficient.text.summarization import formats
 
 
 def write(path: Path, data: bytes) -> Path:

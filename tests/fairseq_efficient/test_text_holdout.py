@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.binarize import TokenWriter
-from fairseq_efficient.text.classification_rows import longest_first
+from fairseq_efficient.text.classification.rows import longest_first
 from fairseq_efficient.text.holdout import read_tokens, split_lines, split_tokens, spread
 
 

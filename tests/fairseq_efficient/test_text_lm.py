@@ -16,8 +16,14 @@ from fairseq_efficient.errors import UserError
 from fairseq_efficient.text import spm, symbols
 from fairseq_efficient.text.binarize import TokenWriter
 from fairseq_efficient.text.boundaries import Segmenter
-from fairseq_efficient.text.lm_binarize import Coder, SymbolCounter, WordCounter, dictionary_text, write_split
-from fairseq_efficient.text.lm_read import END
+from fairseq_efficient.text.language_models.binarize import (
+    Coder,
+    SymbolCounter,
+    WordCounter,
+    dictionary_text,
+    write_split,
+)
+from fairseq_efficient.text.language_models.read import END
 from tests.util import ROOT
 
 TEXT = "The cat,\nsat \u00a0\x07\u2028é 中😀 <0x0A> </s>\t~"
@@ -53,8 +59,8 @@ def test_byte_symbols() -> None:
     assert all(len(tokenize_line(symbol)) == 1 for symbol in symbols.BYTE_SYMBOLS)
 
 
-def load(prefix: Path, words: Dictionary) -> list[np.ndarray]:
-    return [item.numpy() for item in data_utils.load_indexed_dataset(str(prefix), words, "mmap")]
+def load(prefix: Path) -> list[np.ndarray]:
+    return [item.numpy() for item in data_utils.load_indexed_dataset(str(prefix), None, "mmap")]
 
 
 def dictionary(folder: Path, entries: list[tuple[str, int]]) -> Dictionary:
@@ -93,7 +99,7 @@ def test_files_are_what_fairseq_would_write(tmp_path: Path, kind: str, eos: bool
         if size == 1:
             blocks = [*blocks[:30], stream[30:]]
         written = write_split(blocks, tmp_path / "train", Coder(words.symbols[4:], kind), eos=eos)
-        items = load(tmp_path / "train", words)
+        items = load(tmp_path / "train")
         expected = [words.encode_line(encode(one), add_if_not_exist=False, append_eos=eos).numpy() for one in DOCUMENTS]
         assert [item.tolist() for item in items] == [one.tolist() for one in expected]
         assert written.tokens == sum(map(len, expected)) and written.unknown == 0
@@ -147,7 +153,7 @@ def test_writer_in_blocks(tmp_path: Path) -> None:
                 inside = ends[(ends > start) & (ends <= start + size)]
                 writer.extend(flat[start : start + size], inside - start)
         words = Dictionary()
-        assert [item.tolist() for item in load(tmp_path / "a", words)] == items
+        assert [item.tolist() for item in load(tmp_path / "a")] == items
     with pytest.raises(ValueError, match="not ended"), TokenWriter(tmp_path / "b", np.dtype(np.uint8)) as writer:
         writer.extend(flat, ends[:-1])
     with TokenWriter(tmp_path / "c", np.dtype(np.uint8)) as writer:
@@ -178,16 +184,16 @@ def test_boundaries_beside_tokens(tmp_path: Path, raw: bool, kind: str, eos: boo
         for size in (1, 2, 3, 7, 10**6):
             blocks = [stream[start : start + size] for start in range(0, len(stream), size)]
             write_split(blocks, tmp_path / "a", Coder(listed, kind, raw), Segmenter(processor), eos)
-            assert [item.tolist() for item in load(tmp_path / "a.boundaries", Dictionary())] == expected
-            assert [len(item) for item in load(tmp_path / "a", Dictionary())] == list(map(len, expected))
+            assert [item.tolist() for item in load(tmp_path / "a.boundaries")] == expected
+            assert [len(item) for item in load(tmp_path / "a")] == list(map(len, expected))
 
 
 MEMORY = r"""
 import re, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from fairseq_efficient.text.lm import Options, prepare
-from fairseq_efficient.text.lm_read import read_text
+from fairseq_efficient.text.language_models.prepare import Options, prepare
+from fairseq_efficient.text.language_models.read import read_text
 folder, symbols, clean, unigram = Path(sys.argv[2]), *sys.argv[3:6]
 model = Path(unigram) if unigram else None
 for name in ("small", "large"):

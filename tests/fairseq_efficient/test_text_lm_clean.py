@@ -7,8 +7,8 @@ import unicodedata
 import pytest
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.lm_clean import ALPHABETS, DIGITS, clean_text, cleaner
-from fairseq_efficient.text.lm_read import END, ignore
+from fairseq_efficient.text.language_models.clean import ALPHABETS, DIGITS, clean_text, cleaner
+from fairseq_efficient.text.language_models.read import END, ignore
 
 LETTERS = (
     "abcxyzqwABCIÉéåÅöşŞçğİıIđĐœßŁøẞ" + "ệẾựỡ" + "שלוםםץֹׁ־׳״" + "АбвΣςαΩ" + "中文ｆｕＬ𝐁ﬁǆſⅣ"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_efficient.text.lm_floors import count_models, written, xz_bits
+from fairseq_efficient.text.language_models.floors import count_models, written, xz_bits
 from tests.fairseq_efficient.test_hub import CODERS, prepared
 from tests.util import ROOT, error_line, run_cli
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.lm_read import (
+from fairseq_efficient.text.language_models.read import (
     END,
     cut_blocks,
     line_documents,

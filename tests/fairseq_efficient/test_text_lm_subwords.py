@@ -10,9 +10,9 @@ from fairseq.data import Dictionary, data_utils
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text import spm
-from fairseq_efficient.text.lm_binarize import dictionary_text, write_split
-from fairseq_efficient.text.lm_read import END
-from fairseq_efficient.text.lm_subwords import Pieces, SubwordCoder, piece_entries, whole_lines
+from fairseq_efficient.text.language_models.binarize import dictionary_text, write_split
+from fairseq_efficient.text.language_models.read import END
+from fairseq_efficient.text.language_models.subwords import Pieces, SubwordCoder, piece_entries, whole_lines
 from fairseq_efficient.text.symbols import EOS, NEWLINE, SPECIALS, UNK
 
 SYLLABLES = [a + b for a in "bklmnrst" for b in ("a", "e", "i", "o")]

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.floors import lead, oracle
-from fairseq_efficient.text.lcs import lcs_indices, lcs_length
-from fairseq_efficient.text.rouge import KINDS, bootstrap, corpus_rouge, detokenize, score_pair
 from fairseq_efficient.text.sentences import mark_sentences, unmark_sentences
+from fairseq_efficient.text.summarization.floors import lead, oracle
+from fairseq_efficient.text.summarization.lcs import lcs_indices, lcs_length
+from fairseq_efficient.text.summarization.rouge import KINDS, bootstrap, corpus_rouge, detokenize, score_pair
 
 WORDS = ["model", "models", "training", "trained", "the", "of", "document", "documents", "running", "12", "a", "b", "c"]
 letters = st.text(alphabet="abc", max_size=12)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.squad import read_squad
-from fairseq_efficient.text.squad_windows import answer_tokens, cut_windows
+from fairseq_efficient.text.squad.prepare import read_squad
+from fairseq_efficient.text.squad.windows import answer_tokens, cut_windows
 from fairseq_efficient.text.subwords import read_subwords
 from tests.fairseq_efficient.test_text_subwords import write_bytes_bpe, write_vocabulary
 from tests.squad_data import SCRIPT, question, random_squad, squad, tokenizer

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fairseq_efficient.text import classification_corpora as corpora
 from fairseq_efficient.text import fetch
+from fairseq_efficient.text.classification import corpora
 from tests.scripts.prepare_classification_here import (
     make_wiki,
     prepare_fixture,  # noqa: F401

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from fairseq.data import Dictionary, data_utils
 
-from fairseq_efficient.text import fetch, lm_corpora, spm
+from fairseq_efficient.text import fetch, spm
 from fairseq_efficient.text.boundaries import boundaries_of
+from fairseq_efficient.text.language_models import corpora as lm_corpora
 from tests.util import ROOT, error_line, run_cli, run_in_process
 
 SCRIPT = ROOT / "scripts" / "prepare_lm.py"

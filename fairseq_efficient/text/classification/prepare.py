@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.binarize import TokenWriter, batched, token_dtype
-from fairseq_efficient.text.classification_labels import Labels
-from fairseq_efficient.text.classification_read import Item, Labelled
-from fairseq_efficient.text.classification_rows import Coder
+from fairseq_efficient.text.classification.labels import Labels
+from fairseq_efficient.text.classification.read import Item, Labelled
+from fairseq_efficient.text.classification.rows import Coder
 from fairseq_efficient.text.holdout import split_lines, split_tokens, spread
 from fairseq_efficient.text.prepared import package_versions, sha256_or_none, staging, write_report
 from fairseq_efficient.text.reading import Bad, parse_json, unusable

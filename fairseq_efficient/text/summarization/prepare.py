@@ -21,7 +21,6 @@ from fairseq_efficient.errors import UserError
 from fairseq_efficient.text import spm
 from fairseq_efficient.text.binarize import TokenWriter, batched, bounded_map, token_dtype
 from fairseq_efficient.text.clean import clean_source, clean_target
-from fairseq_efficient.text.corpora import Item
 from fairseq_efficient.text.prepared import (
     package_versions,
     read_file,
@@ -32,6 +31,7 @@ from fairseq_efficient.text.prepared import (
 )
 from fairseq_efficient.text.reading import Bad, Example
 from fairseq_efficient.text.sentences import plain
+from fairseq_efficient.text.summarization.corpora import Item
 from fairseq_efficient.text.symbols import EOS, SPECIALS, UNK
 
 SIDES = {"source": "src", "target": "tgt"}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.formats import read_json_lines
 from fairseq_efficient.text.reading import BROKEN, MAX_LINE_BYTES, Bad, open_binary, read_lines
+from fairseq_efficient.text.summarization.formats import read_json_lines
 
 FORMATS = ("tsv", "csv", "jsonl", "yelp", "squad")
 _ESCAPE = re.compile(r'\\[n"\\]')
@@ -153,7 +153,7 @@ def read_jsonl(path: Path, fields: Fields) -> Iterator[Labelled | Bad]:
 
 
 def read_split(path: Path, form: str, fields: Fields, quoted: bool = False) -> Iterator[Labelled | Bad]:
-    """A file in one of :data:`FORMATS` (squad is read by :mod:`fairseq_efficient.text.squad`)."""
+    """A file in one of :data:`FORMATS` (squad is read by :mod:`fairseq_efficient.text.squad.prepare`)."""
     if form == "yelp":
         return read_yelp(path)
     if form == "jsonl":

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.classification_read import Item, Labelled
-from fairseq_efficient.text.corpora import SPLITS
+from fairseq_efficient.text.classification.read import Item, Labelled
 from fairseq_efficient.text.fetch import Distribution, fetch, tar_streams, zip_members
 from fairseq_efficient.text.reading import Bad
+from fairseq_efficient.text.summarization.corpora import SPLITS
 
 __all__ = ["CORPORA", "SPLITS", "corpus", "read_corpus"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.classification_read import Fields, Labelled, Row, read_table, tsv_rows
+from fairseq_efficient.text.classification.read import Fields, Labelled, Row, read_table, tsv_rows
 from fairseq_efficient.text.reading import Bad
 
 ENTAILMENT = ("entailment", "not_entailment")

@@ -14,7 +14,7 @@ import numpy as np
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text import spm
 from fairseq_efficient.text.binarize import token_dtype
-from fairseq_efficient.text.lm_read import END
+from fairseq_efficient.text.language_models.read import END
 from fairseq_efficient.text.symbols import EOS, NEWLINE, SPECIALS
 
 DEFAULT_TYPES = 12_000

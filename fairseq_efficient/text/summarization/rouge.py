@@ -16,8 +16,8 @@ import numpy as np
 from rouge_score import tokenize as rouge_tokenize
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.lcs import lcs_indices, lcs_length
 from fairseq_efficient.text.sentences import SENTENCE_MARK, sentences_of
+from fairseq_efficient.text.summarization.lcs import lcs_indices, lcs_length
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 LABELS = ("ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum")

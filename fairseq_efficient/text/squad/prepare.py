@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.binarize import TokenWriter, token_dtype
-from fairseq_efficient.text.classification import TOKENIZER, Options
+from fairseq_efficient.text.classification.prepare import TOKENIZER, Options
 from fairseq_efficient.text.prepared import package_versions, staging, write_report
 from fairseq_efficient.text.reading import Bad, parse_json, read_whole, unusable
 from fairseq_efficient.text.subwords import (

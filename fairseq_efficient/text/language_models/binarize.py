@@ -11,8 +11,8 @@ import numpy as np
 
 from fairseq_efficient.text.binarize import TokenWriter, token_dtype
 from fairseq_efficient.text.boundaries import LONGEST_WORD, Segmenter, whole_words
-from fairseq_efficient.text.lm_read import END
-from fairseq_efficient.text.lm_subwords import SubwordCoder, whole_lines
+from fairseq_efficient.text.language_models.read import END
+from fairseq_efficient.text.language_models.subwords import SubwordCoder, whole_lines
 from fairseq_efficient.text.symbols import (
     BYTE_SYMBOLS,
     CODE_POINTS,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fairseq_efficient.text.rouge import tokens_of
 from fairseq_efficient.text.sentences import mark_sentences, sentences_of
+from fairseq_efficient.text.summarization.rouge import tokens_of
 
 
 def lead(document: str, words: float) -> str:

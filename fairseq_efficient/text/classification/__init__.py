@@ -1,0 +1,1 @@
+"""Labelled texts: corpora, reading, preparation, floors."""

@@ -1,0 +1,1 @@
+"""Streams of tokens: corpora, cleaning, reading, binarising, floors."""

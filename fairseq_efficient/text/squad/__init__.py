@@ -1,0 +1,1 @@
+"""Questions and the paragraphs that answer them."""

@@ -1,0 +1,1 @@
+"""Documents and summaries: corpora, formats, preparation, floors, ROUGE."""
