@@ -152,7 +152,6 @@ def test_writer_in_blocks(tmp_path: Path) -> None:
             for start in range(0, len(flat), size):
                 inside = ends[(ends > start) & (ends <= start + size)]
                 writer.extend(flat[start : start + size], inside - start)
-        words = Dictionary()
         assert [item.tolist() for item in load(tmp_path / "a")] == items
     with pytest.raises(ValueError, match="not ended"), TokenWriter(tmp_path / "b", np.dtype(np.uint8)) as writer:
         writer.extend(flat, ends[:-1])
