@@ -28,7 +28,8 @@ but the first scored once (the run fails if the count is another). The end of ea
 checkpoint, model or setting was chosen by that split. Validation in training, which the picture shows, is over the
 first blocks of its split in one lane, the same for all. A span is what a head sees at most, its ramp included. Seconds
 per update are of more updates of the trained models, with their spans and full caches, all models in turns on one
-machine; training time is that of steps (no validation, start or saving). Memory is the largest resident set of the
+machine; times of training (its steps, without validation, start or saving) and of evaluation are those of runs that may
+have had others beside them, and say little. Memory is the largest resident set of the
 training (on a GPU: the most that torch allocated). Where there are several seeds, the mean is given with the values in
 brackets.
 """
