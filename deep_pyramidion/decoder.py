@@ -7,6 +7,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from fairseq_efficient.modules.adaptive_softmax import ExactAdaptiveSoftmax
 from fairseq_efficient.modules.cached_attention import CachedCrossAttention, CachedSelfAttention
 from fairseq_efficient.modules.layer_steps import add_residual, in_place_activation, wrap_layer
 from fairseq_efficient.precision import cpu_bf16_autocast
@@ -56,6 +57,22 @@ class PyramidionDecoder(TransformerDecoderBase):
         self.need_attn = False
         if cfg.no_decoder_positional_embeddings:
             self.embed_positions = None
+
+    def build_output_projection(self, cfg: Any, dictionary: Any, embed_tokens: Any) -> None:
+        """Adaptive softmax: one that every criterion can train; stock's cannot be trained by cross_entropy."""
+        super().build_output_projection(cfg, dictionary, embed_tokens)
+        if self.adaptive_softmax is not None:
+            self.adaptive_softmax = ExactAdaptiveSoftmax(
+                len(dictionary),
+                self.output_embed_dim,
+                self.adaptive_softmax.cutoff[:-1],
+                cfg.adaptive_softmax_dropout,
+                dictionary.pad(),
+                cfg.cpu_bf16,
+                adaptive_inputs=embed_tokens if cfg.tie_adaptive_weights else None,
+                factor=cfg.adaptive_softmax_factor,
+                tie_proj=cfg.tie_adaptive_proj,
+            )
 
     def build_decoder_layer(self, cfg: Any, no_encoder_attn: bool = False) -> Any:
         return wrap_layer(PyramidionDecoderLayer(cfg), cfg)

@@ -18,6 +18,8 @@ def upgrade_state_dict(model: Any, state: dict[str, Tensor], prefix: str) -> Non
     - BART's classification heads and, if the dictionary lacks it, its ``<mask>`` row are left out.
     """
     own = model.state_dict()
+    if "decoder.output_projection.weight" not in own:  # of an adaptive softmax; stock adds one to every checkpoint
+        state.pop(f"{prefix}decoder.output_projection.weight", None)
     for key in [k for k in state if k.startswith(prefix + _SCORER)]:
         if key[len(prefix) :] not in own:
             del state[key]

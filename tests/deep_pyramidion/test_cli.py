@@ -126,6 +126,15 @@ def interactive(data: Path, checkpoint: Path, lines: list[str], folder: Path, *m
     return run_in_process("interactive", [data, *USER_DIR, *where, *decode, *more])
 
 
+@pytest.mark.parametrize("criterion", ["cross_entropy", "label_smoothed_cross_entropy", "adaptive_loss"])
+def test_an_adaptive_softmax_trains_under_every_criterion(pair_data: Path, tmp_path: Path, criterion: str):
+    more = ("--adaptive-softmax-cutoff", "9,20", "--criterion", criterion, "--ddp-backend", "legacy_ddp")
+    train(pair_data, tmp_path, *more)
+    assert any("adaptive_softmax.tail" in name for name in weights(tmp_path))
+    if criterion == "cross_entropy":
+        assert len(hypotheses(generate(pair_data, tmp_path / "checkpoint_last.pt"))) == 12
+
+
 def test_alignments_are_refused_while_pooling(pair_data: Path, pooled: Path, tmp_path: Path):
     for more in (["--print-alignment"], ["--print-alignment", "soft"]):
         with pytest.raises(UserError, match="--print-alignment needs attention over source tokens"):
