@@ -61,11 +61,12 @@ class PyramidionDecoder(TransformerDecoderBase):
     def build_output_projection(self, cfg: Any, dictionary: Any, embed_tokens: Any) -> None:
         """Adaptive softmax: one that every criterion can train; stock's cannot be trained by cross_entropy."""
         super().build_output_projection(cfg, dictionary, embed_tokens)
-        if self.adaptive_softmax is not None:
+        stock: Any = getattr(self, "adaptive_softmax")  # noqa: B009 (mypy cannot tell its type)
+        if stock is not None:
             self.adaptive_softmax = ExactAdaptiveSoftmax(
                 len(dictionary),
                 self.output_embed_dim,
-                self.adaptive_softmax.cutoff[:-1],
+                stock.cutoff[:-1],
                 cfg.adaptive_softmax_dropout,
                 dictionary.pad(),
                 cfg.cpu_bf16,

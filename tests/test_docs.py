@@ -25,7 +25,8 @@ DOCUMENTS = (
 # a system -> ways to train it; flags of docs/migrating.md are those of any of them
 MIGRATING = {
     "deep_pyramidion": (
-        "--task translation --arch pyramidion_base --optimizer adam --lr-scheduler polynomial_decay",
+        "--task translation --arch pyramidion_base --optimizer adam --lr-scheduler polynomial_decay "
+        "--total-num-update 9",
         "--task long_summarization --arch pyramidion_deep --criterion label_smoothed_cross_entropy",
     ),
     "dynamic_pooling": (
@@ -34,7 +35,7 @@ MIGRATING = {
     ),
     "skimming": (
         "--task sentence_prediction --arch skim_bert_base --criterion skim_sentence_prediction --optimizer adam "
-        "--lr-scheduler polynomial_decay",
+        "--lr-scheduler polynomial_decay --total-num-update 9",
         "--task skim_squad --arch skim_bert_base --criterion skim_question_answering",
     ),
     "par_search": (

@@ -111,7 +111,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if not training:
         name_fitting_criterion(args)
     check_values(vars(args).items())
-    if training and args.lr_scheduler == "polynomial_decay":
+    if training and getattr(args, "lr_scheduler", None) == "polynomial_decay":
         check_decay(args)
     if not getattr(args, "tpu", False):
         check_precision(args, training)

@@ -172,12 +172,12 @@ def test_numbers_that_make_no_sense(values: dict[str, Any], message: str | None)
 
 def test_the_folder_of_a_log_file_is_made(tmp_path: Path):
     path = tmp_path / "runs" / "one" / "train.log"
-    mistakes.make_log_folder(argparse.Namespace(log_file=str(path)))
+    mistakes.make_log_folders(argparse.Namespace(log_file=str(path)))
     assert path.parent.is_dir()
-    mistakes.make_log_folder(argparse.Namespace(log_file=None))
+    mistakes.make_log_folders(argparse.Namespace(log_file=None))
     path.parent.joinpath("file").touch()
     with pytest.raises(UserError, match=r"--log-file .*file/x\.log: "):
-        mistakes.make_log_folder(argparse.Namespace(log_file=str(path.parent / "file" / "x.log")))
+        mistakes.make_log_folders(argparse.Namespace(log_file=str(path.parent / "file" / "x.log")))
 
 
 def test_bf16_does_not_mean_tpu(monkeypatch: pytest.MonkeyPatch):
