@@ -79,7 +79,7 @@ def check_options(value: Any, path: str) -> None:
     """
     try:
         for key, text in _evaluated(value):
-            if not _is_literal(text):
+            if not is_literal(text):
                 raise UserError(f"fairseq would run its {key} as code: {text[:80]!r}")
     except UserError as err:
         raise UserError(f"checkpoint {path} refused: {err}") from None
@@ -161,7 +161,8 @@ def _evaluated(value: Any) -> Iterator[tuple[str, str]]:
     return ((key, text) for key, text in leaves(value, MOST_OPTIONS) if isinstance(text, str) and key in EVALUATED)
 
 
-def _is_literal(text: str) -> bool:
+def is_literal(text: str) -> bool:
+    """Whether Python would read it as a value without running anything."""
     try:
         ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

@@ -165,9 +165,7 @@ class SkimSentencePrediction(SkimLoss, SentencePredictionCriterion):
         try:
             loss, size, log = super().forward(listening, sample, reduce)
         except IndexError:
-            if listening.output is None:
-                explain_tokens(sample, self.task.source_dictionary)
-            else:
+            if listening.output is not None:
                 _explain_target(sample, listening.output[0].size(-1))
             raise
         assert listening.output is not None
@@ -199,17 +197,6 @@ def _check_dictionaries(folder: Path) -> None:
     first, second = (folder / name / "dict.txt" for name in ("input0", "input1"))
     if first.is_file() and second.is_file() and first.read_bytes() != second.read_bytes():
         raise UserError(f"{second}: not the dictionary of input0; prepare both texts with one (--srcdict)")
-
-
-def explain_tokens(sample: Any, dictionary: Any) -> None:
-    """UserError for a token that the dictionary does not have, which torch calls an index out of range."""
-    tokens = sample["net_input"]["src_tokens"]
-    rows = ((tokens < 0) | (tokens >= len(dictionary))).any(1).nonzero().flatten().tolist()
-    if rows:
-        raise UserError(
-            f"sentence {int(sample['id'][rows[0]])} (from 0): token {int(tokens[rows[0]].max())} is not one of the "
-            f"{len(dictionary):,} of input0/dict.txt; the data were prepared with another dictionary"
-        ) from None
 
 
 def _explain_target(sample: Any, classes: int) -> None:

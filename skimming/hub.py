@@ -15,7 +15,7 @@ from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.classification.read import Labelled
 from fairseq_efficient.text.classification.rows import Coder
 from fairseq_efficient.text.reading import parse_json
-from fairseq_efficient.text.subwords import find_tokenizer, read_subwords
+from fairseq_efficient.text.subwords import Subwords, find_tokenizer, read_subwords
 from fairseq_efficient.text.symbols import SPECIALS
 
 
@@ -84,6 +84,12 @@ def _report(path: Path) -> dict[str, Any]:
     return found
 
 
+def token_table(subwords: Subwords, task: Any) -> np.ndarray:
+    """The tokenizer's ids -> those of the task's dictionary, int64. UserError if they are not of one making."""
+    symbols = [one for one in task.source_dictionary.symbols[len(SPECIALS) :] if one != "<mask>"]
+    return subwords.table(symbols, f"{task.cfg.data}/input0/dict.txt")
+
+
 class Classifier:
     """A model with a classification head, in evaluation mode, and the tokenizer of its data.
 
@@ -100,8 +106,7 @@ class Classifier:
         if missing or self.head not in getattr(model, "classification_heads", {}):
             raise UserError(f"the checkpoint has no classification head {self.head} for these classes: fine-tune it")
         self.subwords = read_subwords(data.tokenizer)
-        symbols = [one for one in task.source_dictionary.symbols[len(SPECIALS) :] if one != "<mask>"]
-        table = self.subwords.table(symbols, f"{task.cfg.data}/input0/dict.txt")
+        table = token_table(self.subwords, task)
         self.limit = min(task.cfg.max_positions, model.max_positions())
         separator = task.cfg.separator_token
         self.coder = Coder(self.subwords, table, np.dtype(np.int64), self.limit, separator is not None)

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from fairseq_efficient.errors import UserError
 from skimming.config import SkimQuestionAnsweringConfig
-from skimming.criterion import SkimLoss, explain_tokens
+from skimming.criterion import SkimLoss
 from skimming.distillation import divergence
 from skimming.squad_decode import Answer, decode
 from skimming.squad_metrics import gold_answers, score
@@ -42,13 +42,9 @@ class SkimQuestionAnswering(SkimLoss, FairseqCriterion):
 
     def forward(self, model: Any, sample: Any, reduce: bool = True) -> Any:
         """(loss with a gradient, sample size: windows, sums to log)."""
-        try:
-            output = model(
-                **sample["net_input"], features_only=True, classification_head_name=self.classification_head_name
-            )
-        except IndexError:
-            explain_tokens(sample, self.task.source_dictionary)
-            raise
+        output = model(
+            **sample["net_input"], features_only=True, classification_head_name=self.classification_head_name
+        )
         logits = output[0].float()
         if logits.dim() != 3 or logits.size(-1) != 2:
             raise UserError(f"head {self.classification_head_name} gives {tuple(logits.shape)}, not two scores a token")

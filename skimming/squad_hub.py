@@ -11,7 +11,7 @@ from fairseq import utils
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.subwords import find_tokenizer, read_subwords
-from fairseq_efficient.text.symbols import SPECIALS
+from skimming.hub import token_table
 from skimming.squad_decode import Answer, decode
 from skimming.squad_windows import SquadDataset
 
@@ -75,8 +75,7 @@ class QuestionAnswerer:
         if self.head in getattr(model, "untrained_heads", ()):
             raise UserError(f"the checkpoint has no head {self.head} for questions: fine-tune it")
         self.subwords = read_subwords(find_tokenizer(data))
-        symbols = [one for one in task.source_dictionary.symbols[len(SPECIALS) :] if one != "<mask>"]
-        self.table = self.subwords.table(symbols, f"{data}/input0/dict.txt")
+        self.table = token_table(self.subwords, task)
 
     def to(self, device: Any) -> "QuestionAnswerer":
         """Move the model."""

@@ -105,7 +105,7 @@ def name_broken_files() -> None:
 
             for number in itertools.count():  # train, and train1, train2 ... beside it
                 index = Path(f"{path}{number or ''}.idx")
-                if not index.is_file():
+                if not (index.is_file() or index.with_suffix(".bin").is_file()):
                     break
                 check_files(index, None if dictionary is None else len(dictionary))
             try:
@@ -165,14 +165,9 @@ def _named(split: str, folder: str) -> Iterator[None]:
 
 
 def _check_split(folder: str, split: str) -> None:
-    """UserError for files that are damaged, or for a split without the second texts that others have (stock would read
-    the first alone)."""
-    from fairseq_efficient.data.token_files import check_files
-
+    """UserError for a split without the second texts that others have: stock would read the first alone."""
     there = {name: [Path(folder, name, f"{split}.{end}") for end in ("idx", "bin")] for name in _FOLDERS}
     found = [name for name, files in there.items() if any(file.is_file() for file in files)]
-    for name in found:
-        check_files(there[name][0])
     if "input0" in found and "input1" not in found and any(Path(folder, "input1").glob("*.idx")):
         raise UserError(f"{there['input1'][0]}: no such file, though other splits are of pairs")
 

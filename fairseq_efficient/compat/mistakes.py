@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fairseq_efficient.checkpoint_rules import is_literal
 from fairseq_efficient.errors import CannotWrite, UserError
 
 _PRECISION_FLAGS = ("memory_efficient_fp16", "memory_efficient_bf16", "fp16", "bf16", "amp")
@@ -111,8 +112,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if not training:
         name_fitting_criterion(args)
     check_values(vars(args).items())
-    if training and getattr(args, "lr_scheduler", None) == "polynomial_decay":
-        check_decay(args)
+    if training:
+        check_decay(getattr(args, "lr_scheduler", None), getattr(args, "total_num_update", None))
     if not getattr(args, "tpu", False):
         check_precision(args, training)
         if training:
@@ -120,9 +121,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     make_log_folders(args)
 
 
-def check_decay(schedule: Any) -> None:
+def check_decay(scheduler: Any, total: Any) -> None:
     """UserError where nothing says when ``polynomial_decay`` ends."""
-    if getattr(schedule, "total_num_update", None) in (None, "???"):
+    if scheduler == "polynomial_decay" and total in (None, "???"):
         raise UserError("--lr-scheduler polynomial_decay needs --total-num-update, the update at which it ends")
 
 
@@ -159,8 +160,7 @@ def check_config(cfg: Any) -> None:
         values = OmegaConf.to_container(part) if OmegaConf.is_dict(part) else None
         values = values if isinstance(values, dict) else {}
         check_values(values.items())
-        if values.get("_name") == "polynomial_decay":
-            check_decay(argparse.Namespace(**{str(name): value for name, value in values.items()}))
+        check_decay(values.get("_name"), values.get("total_num_update"))
     if not cfg.common.tpu:
         check_precision(cfg.common, training=True)
         check_world(cfg.distributed_training, cfg.common)
@@ -212,10 +212,7 @@ def check_betas(name: str, value: Any) -> None:
 
 def _literal(text: str) -> Any:
     """What it spells; None if it is no literal."""
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return None
+    return ast.literal_eval(text.strip()) if is_literal(text.strip()) else None
 
 
 def check_precision(common: Any, training: bool) -> None:

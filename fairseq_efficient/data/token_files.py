@@ -8,12 +8,12 @@ from fairseq.data.indexed_dataset import _code_to_dtype as fairseq_dtypes
 
 from fairseq_efficient.errors import UserError
 
-_READ = 1 << 28  # bytes of tokens that are looked at; of more, as many at each end
+_CHUNK = 1 << 24  # tokens that are looked at together
 
 
 def check_files(index: Path, types: int | None = None) -> None:
     """UserError for a data set ``NAME.idx`` whose files are empty, cut off, damaged, or not both there; with ``types``,
-    the size of the dictionary, also for tokens beyond it (of very large files, at their ends)."""
+    the size of the dictionary, also for tokens beyond it, which reads everything once (as stock does to warm it up)."""
     data = index.with_suffix(".bin")
     for file, other in ((index, data), (data, index)):
         if not file.is_file():
@@ -45,9 +45,10 @@ def check_files(index: Path, types: int | None = None) -> None:
 
 def _check_tokens(data: Path, dtype: np.dtype, size: int, types: int) -> None:
     tokens = np.memmap(data, dtype=dtype, mode="r", shape=(size // dtype.itemsize,))
-    most = _READ // dtype.itemsize
-    parts = [tokens] if len(tokens) <= most else [tokens[:most], tokens[-most:]]
-    largest, least = max(int(part.max()) for part in parts), min(int(part.min()) for part in parts)
-    if largest >= types or least < 0:
-        token = largest if largest >= types else least
-        raise UserError(f"{data} holds token {token}, but the dictionary has {types:,} types: it is of other data")
+    for start in range(0, len(tokens), _CHUNK):
+        part = tokens[start : start + _CHUNK]
+        for token in (int(part.max()), int(part.min())):
+            if not 0 <= token < types:
+                raise UserError(
+                    f"{data} holds token {token}, but the dictionary has {types:,} types: it is of other data"
+                )

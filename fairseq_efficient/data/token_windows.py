@@ -9,7 +9,6 @@ import torch
 from fairseq.data import ConcatDataset, FairseqDataset, data_utils
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 
-from fairseq_efficient.data.token_files import check_files
 from fairseq_efficient.errors import UserError
 
 
@@ -50,32 +49,20 @@ class TokenStream:
             found.append(self._arrays[number][max(start - base, 0) : end - base])
         return np.concatenate(found).astype(np.int64) if found else np.empty(0, np.int64)
 
-    def largest(self) -> int:
-        """The largest token; -1 if there is none. Reads everything once."""
-        step = 1 << 24
-        return max((int(a[i : i + step].max()) for a in self._arrays for i in range(0, len(a), step)), default=-1)
-
 
 def load_stream(path: str, dictionary: Any, impl: str | None, combine: bool = False) -> TokenStream:
     """The tokens of ``path``.{bin,idx} (``combine``: and of ``path``1, ``path``2 ...).
 
     Raises:
-        UserError: there is no such split, its files are damaged, or it holds tokens that the dictionary does not.
+        UserError: there is no such split; and, by :mod:`fairseq_efficient.compat`, for files that are damaged or hold
+            tokens that the dictionary does not.
     """
     index = Path(f"{path}.idx")
     if not (index.is_file() and index.with_suffix(".bin").is_file()):
         known = sorted(one.stem for one in index.parent.glob("*.idx") if one.with_suffix(".bin").is_file())
         known = [name for name in known if not name.endswith(".boundaries")]
         raise UserError(f"{index.parent}: no split {index.stem!r} (there are: {', '.join(known) or 'none'})")
-    check_files(index)
-    data = data_utils.load_indexed_dataset(path, dictionary, impl, combine=combine)
-    stream = TokenStream(data, path)
-    largest = stream.largest()
-    if largest >= len(dictionary):
-        raise UserError(
-            f"{path}.bin holds token {largest}, but dict.txt has {len(dictionary)} types: it is of other data"
-        )
-    return stream
+    return TokenStream(data_utils.load_indexed_dataset(path, dictionary, impl, combine=combine), path)
 
 
 def block_windows(total: int, length: int, offset: int = 0) -> np.ndarray:

@@ -53,8 +53,9 @@ def resolve(args: argparse.Namespace) -> None:
     }
     for name, path in find_files(args.run, places, {name: getattr(args, name) for name in places}).items():
         setattr(args, name, path)
-    drawn = args.checkpoint and (args.data or args.run.is_file())
-    if not any((args.train_log, drawn, args.generate_log, args.scores, args.stages)):
+    if not (args.data or args.run.is_file()):
+        args.checkpoint = None  # nothing to draw
+    if not any((args.train_log, args.checkpoint, args.generate_log, args.scores, args.stages)):
         raise UserError(f"{args.run}: nothing to report (see --help for the files that are looked for)")
     bounds = (("--document", args.document, 0), ("--documents", args.documents, 1), ("--samples", args.samples, 0))
     for flag, value, least in bounds:
@@ -98,7 +99,7 @@ def build(args: argparse.Namespace) -> Page:
     if log:
         sections.append(summaries.curves_section(log))
         facts.append(f"{log.updates:,} updates" + (f" on {documents:,} documents" if documents else ""))
-    if args.checkpoint and (args.data or args.run.is_file()):
+    if args.checkpoint:
         model, found = select(args)
         facts.insert(0, describe(model))
         if found:

@@ -161,4 +161,4 @@ def test_damaged_files_are_one_line(tmp_path: Path, how: str, message: str):
 def test_whole_files_are_read(tmp_path: Path):
     folder = make_stream_data(tmp_path)
     stream = load_stream(str(folder / "valid"), Dictionary.load(str(folder / "dict.txt")), None)
-    assert len(stream) == 200 and stream.largest() == 14
+    assert len(stream) == 200

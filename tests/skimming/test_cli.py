@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data import Dictionary
 
 from fairseq_efficient.checkpoints import read_checkpoint
 from fairseq_efficient.errors import UserError
 from skimming.config import ARCHITECTURES
-from skimming.criterion import explain_tokens
 from tests.made_data import make_sentence_data
 from tests.skimming.commands import RESET, STOCK, TINY, USER_DIR, train, train_log, valid_log, validate
 from tests.skimming.helpers import HEAD, teach_to_skip
@@ -212,12 +210,6 @@ def test_tokens_of_another_dictionary_are_one_line(sentence_data: Path, tmp_path
     (data / "input0" / "dict.txt").write_text("".join(words[: len(words) // 2]))
     with pytest.raises(UserError, match=r"input0/valid\.bin holds token \d+, but the dictionary has 20 types"):
         train(data, tmp_path, "--max-update", "4")
-    row = {
-        "id": torch.tensor([7]),
-        "net_input": {"src_tokens": torch.tensor([[0, 5, 99]])},
-    }  # of files too large to read
-    with pytest.raises(UserError, match=r"sentence 7 \(from 0\): token 99 is not one of the 19 of input0/dict\.txt"):
-        explain_tokens(row, Dictionary.load(str(data / "input0" / "dict.txt")))
 
 
 def test_another_dictionary_is_named(mixed: Path, tmp_path: Path):
