@@ -130,7 +130,7 @@ class SpanSelfAttention(FusedSelfAttention):
         else:
             groups = self.groups(known, x.size(0))
             outs = [self._group(q, k, v, positions, spans, memory, known, *group) for group in groups]
-            out = outs[0] if len(outs) == 1 else torch.cat(outs, 1)[:, _places(groups)]
+            out = outs[0] if len(outs) == 1 else _in_order(outs, groups)
         return self.merge(out), k, v
 
     def groups(self, known: Sequence[float] | None, rows: int) -> Groups:
@@ -236,7 +236,7 @@ class SpanSelfAttention(FusedSelfAttention):
             more = constant if constant is None or heads is None else (constant[0][heads], constant[1][heads])
             outs.append(self._step(_heads(q, heads), cache if width else None, positions, here, more))
             cache.append(_heads(k, heads), _heads(v, heads))
-        out = outs[0] if len(outs) == 1 else torch.cat(outs, 1)[:, _places(state.groups)]
+        out = outs[0] if len(outs) == 1 else _in_order(outs, state.groups)
         return self.merge(out).squeeze(1)
 
     def _step(
@@ -273,10 +273,11 @@ def _heads(x: Tensor, heads: list[int] | None) -> Tensor:
     return x[:, heads]
 
 
-def _places(groups: Groups) -> list[int]:
-    """Where each head stands when groups are joined."""
+def _in_order(outs: list[Tensor], groups: Groups) -> Tensor:
+    """Outputs (B, G, M, d) of each group -> (B, H, M, d), which heads merge from by a view."""
     order = [head for heads, _ in groups for head in heads or ()]
-    return sorted(range(len(order)), key=lambda place: order[place])
+    places = sorted(range(len(order)), key=lambda place: order[place])
+    return torch.cat([out.transpose(1, 2) for out in outs], 2)[:, :, places].transpose(1, 2)
 
 
 def _pairs(both: Sequence[Tensor]) -> list[list[Tensor]]:

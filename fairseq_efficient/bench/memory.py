@@ -38,7 +38,8 @@ def resident_mb(key: str = "VmRSS") -> float:
 
 
 def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any, device: str, threads: int) -> Peak:
-    """Run ``prepare(*args)()`` in a fresh process: what it adds to the memory of an interpreter with all imports done.
+    """Run ``prepare(*args)()`` in a fresh process: what it adds to the memory of an interpreter with all imports done, whose
+    torch has computed before (libraries, threads and late imports take some 60 MB the first time, whatever is computed).
 
     Counts weights, inputs and work; on CUDA what torch's allocator held at its highest. ``prepare`` must be importable.
     """
@@ -74,6 +75,7 @@ def _child(sender: Connection, prepare: Callable[..., Callable[[], Any]], args: 
     torch.set_num_threads(threads)
     place = torch.device(device)
     try:
+        _start_libraries(place)
         before = 0.0 if place.type == "cuda" else resident_mb()
         call = prepare(*args)
         sample = time_call(call, place)
@@ -81,3 +83,16 @@ def _child(sender: Connection, prepare: Callable[..., Callable[[], Any]], args: 
         sender.send(Peak(after - before, sample))
     except (MemoryError, RuntimeError) as err:  # torch.cuda.OutOfMemoryError is a RuntimeError
         sender.send(Peak(failed=" ".join(str(err).split())[:200]))
+
+
+def _start_libraries(place: Any) -> None:
+    """Forward and backward of a small layer: products, attention, norm, softmax and their gradients."""
+    import torch
+    from torch.nn import functional
+
+    x = torch.randn(2, 128, 128, device=place, requires_grad=True)
+    heads = functional.layer_norm(functional.linear(x, x[0]), (128,)).view(2, 4, 128, 32)
+    seen = functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+    masked = functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=torch.zeros(128, 128, device=place))
+    loss = functional.cross_entropy((seen + masked).flatten(0, 2), torch.zeros(1024, dtype=torch.long, device=place))
+    loss.unsqueeze(0).backward(torch.ones(1, device=place))  # with a gradient that is given, torch imports sympy

@@ -135,6 +135,16 @@ def fail(message: str) -> Callable[[], None]:
     raise RuntimeError(f"{message}\nsecond line")
 
 
+def multiply() -> Callable[[], Any]:
+    x = torch.ones(256, 256, requires_grad=True)
+    return lambda: torch.softmax(x @ x, 1).sum().backward()
+
+
+def test_libraries_that_torch_starts_are_not_the_work() -> None:
+    peak = peak_memory(multiply, device="cpu", threads=2)
+    assert peak.mb is not None and peak.mb <= 20, peak
+
+
 def test_peak_memory_is_that_of_the_work_alone() -> None:
     ballast = torch.ones(300, 2**18)
     assert resident_mb() > 300

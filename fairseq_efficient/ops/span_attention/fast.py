@@ -141,14 +141,11 @@ class _SpanAttention(torch.autograd.Function):
         ctx.dropout_p, ctx.shapes, ctx.groups = dropout_p, (q.shape, k.shape), []
         tensors: list[Tensor | None] = []
         constant = None if keys is None else (keys, values)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        out = q.new_empty(q.size(0), q.size(2), q.size(1), q.size(3)).transpose(1, 2)  # so that heads merge by a view
         for heads, width, sure in groups:
             group = Group(heads, width, sure, q, k, v, positions, spans, ramp, constant, scale)
             found = _outputs(group, dropout_p).view(group.batch, group.size, group.queries, group.dim)
-            if heads is None:
-                out = found
-            else:
-                out[:, heads] = found
+            out[:, slice(None) if heads is None else heads] = found
             tensors += group.put_away()
             ctx.groups.append(group)
         ctx.save_for_backward(positions, spans, out, keys, *tensors)
@@ -226,9 +223,10 @@ class _Backward:
         self.group, self.dropout_p, self.of_spans = group, dropout_p, of_spans
         self.wide = wide = torch.promote_types(grad.dtype, torch.float32)
         self.grad = group.pick(grad).flatten(0, 1).contiguous()
+        share = (group.pick(grad).to(wide) * group.pick(out).to(wide)).sum(-1, keepdim=True).flatten(0, 1)
         if group.blind:
             self.grad = self.grad.index_fill(1, torch.zeros(1, dtype=torch.long, device=grad.device), 0)
-        share = (self.grad.to(wide) * group.pick(out).flatten(0, 1).to(wide)).sum(-1, keepdim=True)
+            share[:, 0] = 0
         self.share = share.neg_().to(grad.dtype)  # (pairs, M, 1)
 
         def make(shape: Any) -> Tensor:
