@@ -44,6 +44,8 @@ TINY = {  # tool -> arguments that come last, and so win
     "eval_lm": ("--num-workers", "0", "--cpu"),
     "interactive": ("--cpu", "--max-len-b", "12"),
     "validate": ("--num-workers", "0", "--cpu"),
+    "measure_latency": ("--threads", "1", "--runs", "1", "--copies", "2"),  # two threads fight with another test's
+    "derive_layout": ("--threads", "1", "--samples", "2", "--max-batches", "1"),
 }
 TINY_LANGUAGE_MODEL = {
     "prepare_lm": ("--unigram-vocab", "30"),

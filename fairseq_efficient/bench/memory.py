@@ -38,9 +38,9 @@ def resident_mb(key: str = "VmRSS") -> float:
 
 
 def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any, device: str, threads: int) -> Peak:
-    """Run ``prepare(*args)()`` in a fresh process: what it adds to the memory of an interpreter with all imports done, whose
-    torch has computed before (libraries, threads and late imports take some 60 MB the first time, whatever is computed).
+    """Run ``prepare(*args)()`` in a fresh process: what it adds to the memory of an interpreter with all imports done.
 
+    Its torch has computed before: libraries, threads and late imports take some 60 MB at the first work of any size.
     Counts weights, inputs and work; on CUDA what torch's allocator held at its highest. ``prepare`` must be importable.
     """
     context = multiprocessing.get_context("forkserver")

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from fairseq_efficient.bench.memory import Peak, peak_memory
 from fairseq_efficient.bench.rows import Row, make_row, table_row
 from fairseq_efficient.bench.timing import LONG, Pair, Sample, take_turns
@@ -12,12 +14,23 @@ from fairseq_efficient.bench.timing import LONG, Pair, Sample, take_turns
 Job = tuple[str, int]  # kind of variant, size
 
 
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where work runs, and in which precision; a benchmark's description of its models and work is one with more."""
+
+    device: str = "cpu"
+    dtype: str = "fp32"  # bf16: as --cpu-bf16 does it, on CUDA as fairseq's --bf16 does
+
+    @property
+    def place(self) -> torch.device:
+        return torch.device(self.device)
+
+
 @dataclass
 class Session:
     """Settings of one run, and the rows measured so far. A benchmark adds a method ``_<name>`` for each kind of row.
 
-    ``setup`` is the benchmark's own description of models and work; ``setup.device`` is a name, ``setup.place`` the
-    device.
+    ``setup`` is the benchmark's own description of models and work, a :class:`Where`.
     """
 
     setup: Any

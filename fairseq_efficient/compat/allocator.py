@@ -18,8 +18,8 @@ def keep_freed_memory() -> bool:
 
     How much it keeps depends on the largest block it has seen, so that a net's time depends on what ran before. With
     fixed limits a step of small tensors (decoding, evaluation at batch 1) has no page faults; the peak of a training
-    grows by 1 to 6 %, no more because large blocks are given back as before. Does nothing without glibc, and where one of
-    ``VARIABLES`` is set.
+    grows by 1 to 6 %, no more because large blocks are given back as before. Does nothing without glibc, and where one
+    of ``VARIABLES`` is set.
 
     Returns:
         Whether the limits were set.

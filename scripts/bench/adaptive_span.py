@@ -30,8 +30,8 @@ percent of the baseline, or ours / baseline. "bound" is the ratio of the FLOPs, 
 the work adds, at its highest, in a process of its own. Before anything is timed, the variants must agree.
 
 rows: attention (forward and backward of one layer's attention, without projections; batch --batch); train_step (forward
-and backward of all layers, batch 4) and its memory; eval_latency (the last block of a stream of 65,536 tokens against
-that of one of 8,192); decode (one token with full caches)
+and backward of all layers, batch 4) and its memory; eval_latency (the block after 65,536 tokens against that
+after 8,192); decode (one token with full caches)
 """
 SIZES = "S, the longest span (default: 1024,2048,8192; --quick: 1024)"
 QUICK = ("attention", "train_step")

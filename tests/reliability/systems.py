@@ -3,12 +3,17 @@
 import time
 from collections.abc import Callable
 
+import pytest
+
 from tests.util import PATIENCE, SYSTEMS, System
 
 # one architecture of each system, with all its noise and memories
 _MAIN = ("pyramidion_tiny", "dynamic_pooling_lm_gumbel_fast", "skim_roberta_tiny", "par_supernet", "sequential_lm")
 MAIN_SYSTEMS: tuple[System, ...] = tuple(system for system in SYSTEMS if system.arch in _MAIN)
 assert [system.user_dir for system in MAIN_SYSTEMS] == list(dict.fromkeys(system.user_dir for system in SYSTEMS))
+
+# all rows; those that stand for none only in the long run
+ROWS = [pytest.param(one, id=str(one), marks=() if one in MAIN_SYSTEMS else pytest.mark.full) for one in SYSTEMS]
 
 
 def wait_for(there: Callable[[], bool], what: str, seconds: float = 60) -> None:

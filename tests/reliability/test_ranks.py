@@ -8,14 +8,14 @@ import pytest
 
 from tests.ranks import start_ranks, two_ranks
 from tests.reliability.figures import Record
-from tests.reliability.systems import MAIN_SYSTEMS, wait_for
-from tests.util import PATIENCE, SYSTEMS, System, assert_same_training, losses, run_cli, train_args
+from tests.reliability.systems import MAIN_SYSTEMS, ROWS, wait_for
+from tests.util import PATIENCE, System, assert_same_training, losses, run_cli, train_args
 
 NO_DROPOUT = ("--dropout", "0", "--attention-dropout", "0", "--activation-dropout", "0")
 FLAGS = (*NO_DROPOUT, "--batch-size", "4", "--max-update", "4", "--save-interval-updates", "2")
 
 
-@pytest.mark.parametrize("system", SYSTEMS, ids=str)
+@pytest.mark.parametrize("system", ROWS)
 def test_r3_two_ranks_equal_one_with_update_freq_2(
     system: System, datasets: dict[str, Path], tmp_path: Path, figure: Record
 ):
@@ -42,9 +42,9 @@ LIMIT = 30  # seconds for the survivor to end
 
 
 def deaths() -> list:
-    """Either rank of the first system; of the others in the long run."""
+    """One rank of the first system; the other, and those of all systems, in the long run."""
     cases = [(system, rank) for system in MAIN_SYSTEMS for rank in (0, 1)]
-    return [pytest.param(*case, id=f"{case[0]}-{case[1]}", marks=pytest.mark.full if n > 1 else ())
+    return [pytest.param(*case, id=f"{case[0]}-{case[1]}", marks=pytest.mark.full if n else ())
             for n, case in enumerate(cases)]  # fmt: skip
 
 

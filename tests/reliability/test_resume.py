@@ -7,9 +7,10 @@ import pytest
 
 from tests.reliability.conftest import TRAINING, Training
 from tests.reliability.figures import Record
-from tests.util import SYSTEMS, System, assert_same_training, losses, run_cli, train_args
+from tests.reliability.systems import ROWS
+from tests.util import System, assert_same_training, losses, run_cli, train_args
 
-every_system = pytest.mark.parametrize("system", SYSTEMS, ids=str)
+every_system = pytest.mark.parametrize("system", ROWS)
 
 
 @every_system

@@ -23,6 +23,7 @@ import adaptive_span  # noqa: F401  (registers)
 from adaptive_span.config import SequentialConfig
 from adaptive_span.model import SequentialLanguageModel
 from fairseq_efficient.bench import flops
+from fairseq_efficient.bench.session import Where
 from fairseq_efficient.ops.span_attention import head_groups, soft_mask, span_attention, span_width
 
 SDPA, LONGEST = "sdpa_", "longest"
@@ -30,7 +31,7 @@ PRICE = "fairseq_efficient.ops.span_attention.common._GROUP"
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Where):
     """Sizes of model and work, and where it runs."""
 
     dim: int = 512
@@ -41,12 +42,6 @@ class Setup:
     ramp: int = 32
     types: int = 256
     batch: int = 1
-    device: str = "cpu"
-    dtype: str = "fp32"  # bf16: as --cpu-bf16 does it, on CUDA as fairseq's --bf16 does
-
-    @property
-    def place(self) -> torch.device:
-        return torch.device(self.device)
 
 
 def spans_of(kind: str, size: int, setup: Setup) -> list[float] | None:
@@ -191,22 +186,18 @@ def training_weights_mb(kind: str, size: int, setup: Setup) -> float:
     return 2 * sum(weight.nbytes for weight in build(kind, size, setup).parameters()) / 2**20
 
 
-def evaluate(kind: str, size: int, setup: Setup, tokens: int) -> Callable[[], Any]:
-    """Read a stream of ``tokens`` block by block; the last block is the part ``last``."""
-    from fairseq_efficient.bench.timing import Stopwatch
-
-    model, watch = build(kind, size, setup).eval(), Stopwatch(setup.place)
-    stream = text(tokens, setup)
-    timed = watch.wrap(model.decoder.forward)
+def evaluate(kind: str, size: int, setup: Setup) -> Callable[[], Any]:
+    """The next block of a stream of which some tokens have been read, block by block: ``KIND@TOKENS``."""
+    kind, _, read = kind.partition("@")
+    model = build(kind, size, setup).eval()
+    stream, memory = text(int(read) + setup.block, setup), None
+    with torch.no_grad():
+        for block in stream[:, : int(read)].split(setup.block, 1):
+            memory = model.decoder(block, memory=memory)[1]["memory"]
 
     @torch.no_grad()
-    def run() -> dict[str, float]:
-        memory = None
-        for start in range(0, tokens, setup.block):
-            block = stream[:, start : start + setup.block]
-            last = start + setup.block >= tokens
-            memory = (timed if last else model.decoder)(block, memory=memory)[1]["memory"]
-        return {"last": watch.take()}
+    def run() -> None:
+        model.decoder(stream[:, int(read) :], memory=memory)
 
     return run
 

@@ -47,7 +47,7 @@ class Bench(Session):
 
     setup: Setup
     kinds: tuple[str, ...] = ("span2pct", "span10pct", "span100pct", "mixed")
-    streams: tuple[int, int] = (8192, 65536)  # bytes read, of which the last block is timed
+    streams: tuple[int, int] = (8192, 65536)  # tokens read before the block that is timed
     eval_size: int = 2048  # S of that
     step_batch: int = 4  # rows of the training steps whose memory is judged
 
@@ -80,17 +80,14 @@ class Bench(Session):
             self._memory(name, "span2pct", n, samples, peaks, "the same without weights and their gradients", held)
 
     def _eval_latency(self) -> None:
-        """The last block of a long stream against that of a short one: a byte costs the same wherever it stands."""
-        short, long = self.streams
+        """A block after many tokens against one after few: a byte costs the same wherever it stands."""
+        few, many = self.streams
         for kind in ("span2pct", "full"):
-            found: dict[int, list[Sample]] = {}
-            for tokens in self.streams:
-                work = _Evaluation(tokens)
-                samples, _ = self._turns("eval_latency", work, [(kind, self.eval_size)], memory=False)
-                found[tokens] = samples[kind, self.eval_size]
-            pair = Pair.of(found[long], found[short], "last", "last")
-            name = f"eval_latency/{long}/{kind}/vs_{short}"
-            note = f"the last block of {self.setup.block} tokens; S = {self.eval_size:,}"
+            jobs = (f"{kind}@{many}", self.eval_size), (f"{kind}@{few}", self.eval_size)
+            samples, _ = self._turns("eval_latency", evaluate, list(jobs), memory=False, more=2)
+            pair = Pair.of(samples[jobs[0]], samples[jobs[1]])
+            name = f"eval_latency/{many}/{kind}/vs_{few}"
+            note = f"{self.setup.block} tokens after so many; S = {self.eval_size:,}"
             more = {"unit": "x", "goal": CEILINGS.get(name), "at_most": True, "note": note}
             self._add(make_row(name, pair, value=1 / pair.ratio, **more))
 
@@ -145,13 +142,3 @@ class Bench(Session):
         pair = Pair.of(samples[jobs[0]], samples[jobs[1]])
         more = {"unit": "%", "goal": CEILINGS.get(name), "at_most": True, "note": note}
         self._add(make_row(name, pair, value=100 * ours / full, ours_mb=ours, baseline_mb=full, **more))
-
-
-@dataclass(frozen=True)
-class _Evaluation:
-    """:func:`evaluate` of so many tokens, as the session calls pieces of work."""
-
-    tokens: int
-
-    def __call__(self, kind: str, size: int, setup: Setup) -> Callable[[], Any]:
-        return evaluate(kind, size, setup, self.tokens)

@@ -22,6 +22,7 @@ from dynamic_pooling import decoder as decoder_module
 from dynamic_pooling.config import DynamicPoolingConfig
 from dynamic_pooling.model import DynamicPoolingModel
 from fairseq_efficient.bench import flops
+from fairseq_efficient.bench.session import Where
 from fairseq_efficient.bench.timing import Stopwatch
 from fairseq_efficient.ops.segment_pool import fast as pool_module
 
@@ -31,7 +32,7 @@ LETTERS_PER_WORD = 4.7
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Where):
     """Sizes of model and work, and where it runs."""
 
     dim: int = 512
@@ -43,12 +44,6 @@ class Setup:
     batch: int = 1
     dropout: float = 0.0
     full: bool = False  # recompute every prefix, not a sample of them
-    device: str = "cpu"
-    dtype: str = "fp32"  # bf16: as --cpu-bf16 does it, on CUDA as fairseq's --bf16 does
-
-    @property
-    def place(self) -> torch.device:
-        return torch.device(self.device)
 
 
 def parts(kind: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import par_search  # noqa: F401  (registers)
 from fairseq_efficient.bench import decoding
+from fairseq_efficient.bench.session import Where
 from par_search.config import ParLMConfig, SupernetConfig
 from par_search.costs import Shape
 from par_search.decoder import DecoderOptions, ParDecoder
@@ -27,7 +28,7 @@ KEYS = "-keys"
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Where):
     """Sizes of model and work, and where it runs. The base model for WikiText-103, without dropout."""
 
     dim: int = 512
@@ -41,12 +42,6 @@ class Setup:
     memory: int = 640
     init_std: float = 0.02
     full: bool = False  # recompute every prefix, not a sample of them
-    device: str = "cpu"
-    dtype: str = "fp32"  # bf16: as --cpu-bf16 does it, on CUDA as fairseq's --bf16 does
-
-    @property
-    def place(self) -> torch.device:
-        return torch.device(self.device)
 
 
 def layout_of(kind: str, blocks: int) -> str:

@@ -19,6 +19,7 @@ from bench_parts.pyramidion import models as pyramid
 from bench_parts.skimming import models as skim
 from fairseq_efficient import huggingface_names as names
 from fairseq_efficient.bench.parity import Check, difference
+from fairseq_efficient.bench.session import Where
 from fairseq_efficient.errors import UserError
 
 ROBERTA, LED, GPT2 = "roberta", "led", "gpt2"
@@ -27,18 +28,12 @@ BOS, EOS = 0, 2
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Where):
     """Sizes of the three comparisons, each as in the benchmark of its system, and where they run."""
 
     sentences: skim.Setup = field(default_factory=skim.Setup)
     summaries: pyramid.Setup = field(default_factory=lambda: pyramid.Setup(beam=4, tokens=64))
     characters: hourglass.Setup = field(default_factory=hourglass.Setup)
-    device: str = "cpu"
-    dtype: str = "fp32"
-
-    @property
-    def place(self) -> torch.device:
-        return torch.device(self.device)
 
 
 def library() -> Any:

@@ -19,6 +19,7 @@ from deep_pyramidion.config import PyramidionConfig
 from deep_pyramidion.model import PyramidionModel
 from fairseq_efficient.bench import flops
 from fairseq_efficient.bench.parity import Check, difference
+from fairseq_efficient.bench.session import Where
 from fairseq_efficient.bench.timing import Stopwatch
 from fairseq_efficient.ops.topk_halving import topk_halving
 from fairseq_efficient.ops.topk_halving.naive import topk_halving as naive_topk_halving
@@ -30,7 +31,7 @@ STOCK_DECODER = "blockwise-stock-decoder"  # our blockwise encoder, no pooling, 
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Where):
     """Sizes of model and work, and where it runs."""
 
     dim: int = 512
@@ -44,12 +45,6 @@ class Setup:
     batch: int = 1
     beam: int = 16
     tokens: int = 128  # generated
-    device: str = "cpu"
-    dtype: str = "fp32"  # of weights; bf16 as fairseq's --bf16 does it
-
-    @property
-    def place(self) -> torch.device:
-        return torch.device(self.device)
 
 
 def widths(kind: str, n: int, setup: Setup) -> list[int]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import skimming  # noqa: F401  (registers)
+from fairseq_efficient.bench.session import Where
 from skimming import encoder as encoder_module
 from skimming import packed as packed_module
 from skimming.config import SkimRobertaConfig
@@ -33,7 +34,7 @@ REAL = 0.6  # share of the padded batch that is no padding
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Where):
     """Sizes of model and batch, and where it runs. ``batch`` 0: 4,096 / tokens of the longest sentence."""
 
     layers: int = 6
@@ -44,12 +45,6 @@ class Setup:
     real: float = REAL
     dropout: float = 0.0
     backend: str = "auto"
-    device: str = "cpu"
-    dtype: str = "fp32"  # bf16: as --cpu-bf16 does it, on CUDA as fairseq's --bf16 does
-
-    @property
-    def place(self) -> torch.device:
-        return torch.device(self.device)
 
     @property
     def ffn(self) -> int:
