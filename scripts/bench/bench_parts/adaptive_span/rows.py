@@ -99,7 +99,8 @@ class Bench(Session):
             each = {job: [Sample(one.seconds / DECODED) for one in found] for job, found in samples.items()}
             for kind in ("span2pct", "mixed"):
                 pair = Pair.of(each[kind, n], each["full", n])
-                self._add(make_row(f"decode/{n}/{kind}/vs_full", pair, note="one token"))
+                lines = LINES[kind], "full span"
+                self._add(make_row(f"decode/{n}/{kind}/vs_full", pair, note="one token", lines=lines))
 
     # --- rows --------------------------------------------------------------------------------------------------------
 
