@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 _ROLES = ("ink", "muted", "line", "paper")
 _STAND_INS = {role: f"#0a0b0{i}" for i, role in enumerate(_ROLES)}
+WIDTH = 7.2  # inches of a figure as wide as the page
 SERIES = 8  # --series-0 ... --series-7 in style.css
 _MARKS = "os^DvPX*"  # of series, so that colour is not all that tells them apart
 _SERIES_STAND_INS = [f"#0a0c0{i}" for i in range(SERIES)]
@@ -64,7 +65,7 @@ def _variables() -> dict[str, str]:
     return found
 
 
-def draw(plot: Callable[[Axes], None], description: str, width: float = 7.2, height: float = 3.0) -> Markup:
+def draw(plot: Callable[[Axes], None], description: str, width: float = WIDTH, height: float = 3.0) -> Markup:
     """Let ``plot`` draw into axes of so many inches and return the SVG. ``description`` is read by screen readers."""
 
     def one(canvas: Canvas) -> None:
@@ -75,7 +76,7 @@ def draw(plot: Callable[[Axes], None], description: str, width: float = 7.2, hei
     return draw_canvas(one, description, width, height)
 
 
-def draw_canvas(plot: Callable[[Canvas], None], description: str, width: float = 7.2, height: float = 3.0) -> Markup:
+def draw_canvas(plot: Callable[[Canvas], None], description: str, width: float = WIDTH, height: float = 3.0) -> Markup:
     """:func:`draw` for a whole figure, which ``plot`` divides into axes."""
     style: Any = {
         "svg.fonttype": "none",
@@ -103,11 +104,12 @@ def draw_canvas(plot: Callable[[Canvas], None], description: str, width: float =
         plot(canvas)
         file = io.StringIO()
         canvas.savefig(file, format="svg", transparent=True)
-    return _inline(file.getvalue(), description)
+    return _inline(file.getvalue(), description, width)
 
 
-def _inline(svg: str, description: str) -> Markup:
-    """Only the ``<svg>`` element: no namespace or metadata addresses, ids made unique, colours from the page."""
+def _inline(svg: str, description: str, width: float) -> Markup:
+    """Only the ``<svg>`` element: no namespace or metadata addresses, ids made unique, colours from the page; narrow
+    ones stay narrow, so that letters have one size."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
@@ -117,7 +119,8 @@ def _inline(svg: str, description: str) -> Markup:
     svg = re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg )', lambda m: m[1] or m[2], svg, count=1)
     for stand_in, variable in _variables().items():
         svg = svg.replace(stand_in, variable)
-    label = Markup('<svg role="img" aria-label="{}" ').format(description)
+    narrow = Markup('style="max-width: {:.1f}%" ').format(100 * width / WIDTH) if width < WIDTH else Markup("")
+    label = Markup('<svg role="img" aria-label="{}" {}').format(description, narrow)
     return Markup(svg.replace("<svg ", label, 1).strip())
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fairseq_efficient.report.eval_log import Evaluation
 from fairseq_efficient.report.figures import Line, Panel, panels
 from fairseq_efficient.report.parts import Code, Figure, Section, Table, Text, Tiles
@@ -94,12 +96,12 @@ def _bits(model: LanguageModel, training: bool) -> tuple[Sequence[float], Sequen
 
 
 def _bits_by_minute(model: LanguageModel, training: bool) -> tuple[Sequence[float], Sequence[float]]:
-    """Bits over minutes in training steps."""
-    if model.log is None:
+    """Bits over minutes in training steps; validations between two lines of the log stand between their times."""
+    known, seconds = model.log.seconds() if model.log else ([], [])
+    if not known:
         return [], []
-    times = dict(zip(*model.log.seconds(), strict=True))
-    pairs = [(times[update] / 60, bits) for update, bits in zip(*model.bits(training), strict=True) if update in times]
-    return [x for x, _ in pairs], [y for _, y in pairs]
+    updates, bits = model.bits(training)
+    return list(np.interp(updates, [0, *known], [0, *seconds]) / 60), list(bits)
 
 
 def settled(lines: Sequence[Line], share: float = 0.1) -> float | None:

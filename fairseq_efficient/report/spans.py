@@ -61,7 +61,9 @@ def heat_map(found: SpanLog, description: str) -> Markup:
         axes.grid(False)
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_major_locator().set_params(integer=True)
-        canvas.colorbar(image, ax=axes, label="tokens", shrink=0.9)
+        bar = canvas.colorbar(image, ax=axes, label="tokens", shrink=0.9)
+        for place in (bar.ax.yaxis.set_major_formatter, bar.ax.yaxis.set_minor_formatter):
+            place("{x:,.0f}")
 
     return draw_canvas(plot, description, width=max(3.2, 1.8 + 0.3 * heads), height=min(1.4 + 0.16 * layers, 6.0))
 

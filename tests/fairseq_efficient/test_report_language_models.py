@@ -128,3 +128,13 @@ def test_shares_of_lengths():
     assert segments.shares([], 2) == [0, 0]
     empty = segments.lengths_section([segments.Segmentation("a", ["x"], [])], 1)
     assert isinstance(empty.parts[0], parts.Text)
+
+
+def test_validations_between_two_lines_of_the_log_have_a_time():
+    found = log(2.0)
+    found.entries["valid"] = {15: {"bpc": 3.0}, 95: {"bpc": 2.5}}
+    model = language_models.LanguageModel("m", found, "none", "5", 1000)
+    minutes, bits = language_models._bits_by_minute(model, False)
+    assert bits == [3.0, 2.5] and minutes == pytest.approx([1.5, 9.5], abs=0.05)
+    model = language_models.LanguageModel("m", train_log.TrainLog(), "none", "5", 1000)
+    assert language_models._bits_by_minute(model, False) == ([], [])
