@@ -29,6 +29,7 @@ def apply() -> None:
     commands.present_errors()
     libraries.require_torch(torch.__version__)
     libraries.silence_deprecations()
+    libraries.log_as_commands_do()
     libraries.restore_numpy_names()
     allocator.keep_freed_memory()
     data.keep_last_batch()

@@ -2,7 +2,9 @@
 
 import inspect
 import logging
+import os
 import re
+import sys
 import types
 import warnings
 from typing import Any
@@ -22,6 +24,8 @@ NOISE = (
     r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated",
     r"'pin_memory' argument is set as true but no accelerator is found",
 )
+FORM = "%(asctime)s | %(levelname)s | %(name)s | %(message)s", "%Y-%m-%d %H:%M:%S"  # of fairseq's commands
+RESULTS = {"fairseq_cli.eval_lm", "fairseq_cli.train", "fairseq_cli.validate"}  # whose results are in their log
 
 
 def require_torch(version: str) -> None:
@@ -40,6 +44,21 @@ def silence_deprecations() -> None:
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Please install tensorboardX")
+
+
+def log_as_commands_do() -> None:
+    """Importing fairseq calls ``logging.basicConfig(level=DEBUG)`` (in its wav2vec 2 classifier), after which that of a
+    command does nothing: results of eval-lm and validate go to stderr, where ``| tee`` and ``>`` do not find them."""
+    known, root = logging.Logger.manager.loggerDict, logging.getLogger()
+    if not any(name.startswith("fairseq_cli.") for name in known):
+        return  # a program's log is its own
+    for handler in root.handlers:
+        form = getattr(handler.formatter, "_fmt", None)
+        if type(handler) is logging.StreamHandler and handler.stream is sys.stderr and form == logging.BASIC_FORMAT:
+            handler.setFormatter(logging.Formatter(*FORM))
+            root.setLevel(os.environ.get("LOGLEVEL", "INFO").upper())
+            if RESULTS & set(known):
+                handler.setStream(sys.stdout)
 
 
 def restore_numpy_names() -> None:

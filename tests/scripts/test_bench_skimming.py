@@ -156,6 +156,7 @@ def test_a_training_step_has_gradients_everywhere() -> None:
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.full  # quick: those of dynamic_pooling and par_search, by the same command
 def test_the_command_checks_alone_and_measures_tiny_sizes(tmp_path: Path) -> None:
     """The script itself, with its peaks measured in processes of their own."""
     flags = ["--rows", "ratios", "--sizes", "8", "--batch", "2", "--models", "6x384", "--ratios", "0.5", "--runs", "1"]
