@@ -29,6 +29,8 @@ echo "ruff"
 { ruff check . && ruff format --check --quiet .; } || failed+=(ruff)
 echo "mypy"
 mypy || failed+=(mypy)
+MYPYPATH=scripts:scripts/experiments:scripts/bench mypy --scripts-are-modules --explicit-package-bases \
+  scripts/*.py scripts/convert/*.py scripts/experiments/*.py scripts/bench/bench_parts || failed+=("mypy of scripts")
 echo "pytest"
 # a file's tests in one process, because many share a training
 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 --durations-min 5 ${marks[@]+"${marks[@]}"} ${args[@]+"${args[@]}"} || failed+=(pytest)

@@ -202,7 +202,7 @@ def _run_tool(tool: str, args: list[str], env: dict[str, str], cwd: str, log: st
         else:
             importlib.import_module(f"fairseq_cli.{tool}").cli_main()
     except Exception:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
         sys.exit(1)
 
 

@@ -1,11 +1,12 @@
 """What tests/reliability measured, as the table of docs/reliability.md."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fairseq_efficient.bench.machine import describe
 
 
-def section(results: dict[str, Any] | None) -> str:
+def section(results: Mapping[str, Any] | None) -> str:
     """Markdown; ``results`` is docs/results/reliability.json, None if there is none yet."""
     if results is None:
         return "\nNot measured yet: `bash scripts/run_tests.sh --full` writes the figures.\n"

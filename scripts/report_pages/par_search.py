@@ -96,7 +96,7 @@ def read(name: str, named: Path, subset: str) -> Run:
 
 def learned(checkpoint: Path) -> tuple[architecture.Probabilities | None, str]:
     """What a search found, as its weights have it, or the layout of a net. UserError for another model."""
-    decoder = getattr(load_model(checkpoint, "par_search").model, "decoder", None)
+    decoder: Any = getattr(load_model(checkpoint, "par_search").model, "decoder", None)
     if hasattr(decoder, "alpha"):
         values = decoder.probabilities().detach().double().numpy()[None]
         return architecture.Probabilities(np.array([updates_of(checkpoint)]), values), ""

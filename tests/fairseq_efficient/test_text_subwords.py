@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,7 +159,7 @@ def test_special_tokens_in_a_text_are_text(kind: str, tmp_path: Path) -> None:
     plain = _SHARED[kind]
     tokenizer = Tokenizer.from_str(plain.to_json())
     tokenizer.add_special_tokens(list(names))
-    ids = [tokenizer.token_to_id(name) for name in names]
+    ids: list[Any] = [tokenizer.token_to_id(name) for name in names]
     tokenizer.post_processor = processors.BertProcessing((names[1], ids[1]), (names[0], ids[0]))
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=9)

@@ -207,8 +207,8 @@ def read_training_log(path: Path) -> TrainingLog:
             for update in [u for u in log.seconds_of if u > last]:  # will be done again
                 del log.seconds_of[update]
             log.intervals = {update: s for update, s in log.intervals.items() if update <= last}
-        elif found := entry(line):
-            last = _take(log, *found, last)
+        elif logged := entry(line):
+            last = _take(log, *logged, last)
         else:
             _take_text(log, line)
     return log

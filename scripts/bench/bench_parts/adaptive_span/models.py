@@ -95,7 +95,7 @@ def attend(kind: str, inputs: list[Tensor], grad: Tensor, setup: Setup) -> tuple
         out = masked_sdpa(q, k, v, positions, spans[0] if spans else None, setup.ramp)
     else:
         with grouping(kind):
-            out = span_attention(q, k, v, positions, *spans, ramp=setup.ramp)
+            out = span_attention(q, k, v, positions, spans[0] if spans else None, setup.ramp)
     return (out.detach(), *torch.autograd.grad(out, inputs, grad))
 
 
@@ -132,13 +132,14 @@ def build(kind: str, size: int, setup: Setup) -> SequentialLanguageModel:
     for number in range(setup.types - len(words)):
         words.add_symbol(f"<0x{number:02X}>")
     spans = spans_of(kind, size, setup)
+    adapting: dict[str, Any] = {"adapt_span": True, "adapt_span_cache": True, "adapt_span_ramp": setup.ramp}
     cfg = SequentialConfig(
         decoder_layers=setup.layers,
         decoder_embed_dim=setup.dim,
         decoder_ffn_embed_dim=setup.ffn,
         decoder_attention_heads=setup.heads,
         attn_span=size,
-        **({} if spans is None else {"adapt_span": True, "adapt_span_cache": True, "adapt_span_ramp": setup.ramp}),
+        **({} if spans is None else adapting),
         cpu_bf16=setup.dtype == "bf16" and setup.device == "cpu",
     )
     model = SequentialLanguageModel.build_model(cfg, SimpleNamespace(source_dictionary=words))

@@ -152,8 +152,8 @@ class Bench(Session):
         self, variant: str, jobs: tuple[Job, Job], samples: Mapping[Job, list[Sample]], peaks: Mapping[Job, Peak]
     ) -> None:
         """Add one row: our peak in percent of the baseline's."""
-        found = [peaks[job].mb if job in peaks else None for job in jobs]
-        if found[0] is None or found[1] is None:
+        found = [mb for job in jobs if job in peaks and (mb := peaks[job].mb) is not None]
+        if len(found) < 2:
             return
         name = f"memory/{jobs[0][1]}/{variant}/vs_vanilla"
         pair = Pair.of(samples[jobs[0]], samples[jobs[1]])

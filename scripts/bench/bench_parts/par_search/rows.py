@@ -232,7 +232,7 @@ class Bench(Session):
 
     def _small(self, **more: Any) -> Setup:
         small = SMALL if self.setup.types > SMALL["types"] else {}  # type: ignore[operator]
-        return replace(self.setup, **{**small, **more})  # type: ignore[arg-type]
+        return replace(self.setup, **{**small, **more})
 
     def _ceiling(self, name: str, pair: Pair, value: float, unit: str, **more: Any) -> Any:
         more.setdefault("lines", NOT_DRAWN)

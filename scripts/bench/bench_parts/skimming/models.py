@@ -74,7 +74,7 @@ def build(kind: str, n: int, setup: Setup) -> Any:
     """A model of a :func:`base` kind in evaluation mode; all have the same weights, but for predictors."""
     torch.manual_seed(1)
     task = SimpleNamespace(source_dictionary=dictionary(setup.types))
-    sizes = {
+    sizes: dict[str, Any] = {
         "encoder_layers": setup.layers,
         "encoder_embed_dim": setup.dim,
         "encoder_ffn_embed_dim": setup.ffn,

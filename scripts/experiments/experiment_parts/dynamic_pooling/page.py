@@ -176,7 +176,8 @@ def findings(found: Rows, models: Sequence[str], like: str = "text8") -> list[st
     base = values(found, "vanilla", "test_bpc")
     if not base or len(models) < 2:
         return []
-    better, worse = [], []
+    better: list[tuple[float, str, str]] = []
+    worse: list[tuple[float, str, str]] = []
     for model in models[1:]:
         mine = values(found, model, "test_bpc")
         gaps = [mine[seed] - base[seed] for seed in mine if seed in base]

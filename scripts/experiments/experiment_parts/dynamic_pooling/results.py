@@ -52,7 +52,9 @@ def new_document(plan: Plan, runs: Sequence[Run], checked: dict[str, Any] | None
 def step(one: Run, log: TrainingLog) -> float:
     """Seconds of an update: timed in turns with the other models if that was done, else those of the training, which
     other programs may have slowed down."""
-    return step_seconds(one.plan).get(one.model, log.seconds_per_update)
+    found = step_seconds(one.plan).get(one.model, log.seconds_per_update)
+    assert found is not None, f"{one.folder}: no times in its log"
+    return found
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:

@@ -73,6 +73,11 @@ class LanguageModelPlan(ExperimentPlan):
     data: Path
 
     @property
+    def name(self) -> str:
+        """Of the corpus."""
+        raise NotImplementedError
+
+    @property
     def subset(self) -> str:
         """The split that is scored: test, or valid where there is none (nothing is chosen by it)."""
         return "test" if (self.data / "test.idx").exists() else "valid"
