@@ -76,11 +76,11 @@ def expect(state: Mapping[str, Any], path: str) -> None:
     """
     weights = state.get("model")
     tensors = [one for one in weights.values() if isinstance(one, Tensor)] if isinstance(weights, Mapping) else []
-    if any(count > max(LAYERS, len(tensors)) for count in _layers([state.get("cfg"), state.get("args")])):
-        raise _too_large(path)
     # by storage: one that many names share is in the file once; 4 bytes for each number, as it is computed with
     stored = {one.untyped_storage().data_ptr(): 4.0 * one.untyped_storage().nbytes() / one.element_size()
               for one in tensors}  # fmt: skip
+    if any(count > max(LAYERS, len(stored)) for count in _layers([state.get("cfg"), state.get("args")])):
+        raise _too_large(path)
     for mode in _active:
         mode.path, mode.counts = path, True
         mode.bytes = TIMES * sum(stored.values()) + MORE_BYTES

@@ -1,12 +1,12 @@
 """R7: files that somebody made to run code, to fill the memory or to write elsewhere are refused, at once."""
 
+import contextlib
 import gzip
 import io
 import json
 import os
 import pickletools
 import re
-import resource
 import struct
 import tarfile
 import time
@@ -21,6 +21,7 @@ from fairseq import checkpoint_utils
 
 import efficient_systems  # noqa: F401  (registers)
 from fairseq_efficient import checkpoint_sizes, checkpoints, tensor_files
+from fairseq_efficient.bench.memory import resident_mb
 from fairseq_efficient.errors import UserError
 from tests.reliability.conftest import Training
 from tests.reliability.crafts import CRAFTED, HUGE, bytes_that_are_not_there, code, huge_model, text_for_our_own_model
@@ -39,12 +40,14 @@ class Cost:
         self.check = check
 
     def __enter__(self) -> "Cost":
-        self._start, self._peak = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak (VmHWM) starts anew
+        self._start, self._peak = time.process_time(), resident_mb("VmHWM")
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.seconds = time.process_time() - self._start
-        self.megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._peak) / 1024
+        self.megabytes = resident_mb("VmHWM") - self._peak
         self.too_much = self.seconds >= SECONDS or self.megabytes >= MEGABYTES
         assert not (self.check and self.too_much), (self.seconds, self.megabytes)
 
@@ -260,6 +263,24 @@ def test_r7_crafted_tensor_files_are_refused(name: str, tmp_path: Path, figure: 
     with Cost() as cost, pytest.raises(UserError, match=str(path)):
         checkpoints.read_checkpoint(str(path))
     assert os.listdir(tmp_path) == [path.name]
+    cost.note(figure)
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_r7_one_weight_of_many_names(
+    ending: str, training: Callable[[System], Training], datasets: dict[str, Path], tmp_path: Path, figure: Record
+):
+    """A small file, of which a model of as many layers is wanted as it has names."""
+    system = next(one for one in MAIN_SYSTEMS if one.user_dir == "adaptive_span")
+    state, path = trained_state(training, system), tmp_path / f"model.{ending}"
+    weight = next(iter(state["model"].values()))
+    state["model"] = {f"decoder.layers.{number}.weight": weight for number in range(40_000)}
+    state["cfg"]["model"]["decoder_layers"] = 30_000
+    path.write_bytes(tensor_files.tensor_file(state)) if ending == "safetensors" else torch.save(state, path)
+    args = [str(datasets[system.data]), "--task", "segment_lm", "--path", str(path), "--cpu"]
+    with Cost() as cost:
+        status, output = run_here("interactive", [*args, "--user-dir", system.user_dir])
+    assert status == 2 and "refused" in error_line(output), output
     cost.note(figure)
 
 
