@@ -39,4 +39,3 @@ def test_where_the_log_goes(command: str, form: str, stream: str | None, monkeyp
     log_as_commands_do()
     assert handler.stream is (sys.stderr if stream in (None, "stderr") else sys.stdout)
     assert root.level == (logging.DEBUG if stream is None else logging.WARNING)
-    log_as_commands_do()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from experiment_parts.stages import Ran
 
+from fairseq_efficient.compat.libraries import FORM
 from tests.util import run_in_process
 
 
@@ -52,4 +53,4 @@ def script_here(path: str, args: Sequence[Any]) -> str:
 
 def fairseq_here(path: str, args: Sequence[str]) -> str:
     tool = Path(path).stem.removeprefix("fairseq-").replace("-", "_")
-    return run_in_process(tool, args, "%(asctime)s | %(levelname)s | %(name)s | %(message)s")
+    return run_in_process(tool, args, FORM[0])
