@@ -8,7 +8,7 @@ PACKAGES = runpy.run_path(str(HERE / "fairseq_efficient" / "systems.py"))["PACKA
 
 setup(
     name="fairseq-efficient",
-    version="0.1.0.dev0",
+    version="0.1.0",
     description="Efficient transformer systems as fairseq plugins (--user-dir)",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 # ruff: noqa: E402
-from readme_parts import benches, decision, quality
+from readme_parts import benches, decision, pretrained, quality
 from readme_parts.files import load
 
 from fairseq_efficient.errors import UserError, run_main
@@ -31,7 +31,7 @@ def documents() -> dict[str, dict[str, str]]:
     """Document -> name of a section -> what belongs there."""
     results = "\n".join([benches.best(), "Quality ([tables, all sizes](docs/results/README.md)):", quality.lines()])
     return {
-        "README.md": {"decision": decision.section(), "results": results},
+        "README.md": {"decision": decision.section(), "pretrained": pretrained.section(), "results": results},
         "docs/results/README.md": {"results": tables()},
         "docs/reliability.md": {"results": reliability.section(load("reliability.json"))},
     }

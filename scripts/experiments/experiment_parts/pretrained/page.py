@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from try_pretrained import COMMANDS, FLOOR
+from readme_parts.pretrained import quality_table
+from try_pretrained import COMMANDS
 
 from experiment_parts.pages import duration, made
 
@@ -43,23 +44,15 @@ Models = Mapping[str, Any]
 def page(document: Mapping[str, Any]) -> str:
     models = document["models"]
     commands = "\n".join(COMMANDS[name] for name in models)
-    parts = [HEAD, *_table(models), TRY.format(commands=commands, first=next(iter(models)))]
+    parts = [HEAD, *_table(document), TRY.format(commands=commands, first=next(iter(models)))]
     parts += ["## Texts and licences", *_texts(models), "", "## How they were made"]
     parts += [line for name, model in models.items() for line in _made(name, model)]
     return "\n".join([*parts, WHERE])
 
 
-def _table(models: Models) -> Iterator[str]:
-    yield "| model | size | quality | floors |"
-    yield "|---|---|---|---|"
-    for name, model in models.items():
-        size = f"{model['parameters'] / 1e6:.1f} M parameters, {model['bytes'] / 1e6:.1f} MB"
-        quality = "<br>".join(f"{what}: **{value}**" for what, value in model["results"] if not what.startswith(FLOOR))
-        floors = "<br>".join(
-            f"{what.removeprefix(FLOOR)}: {value}" for what, value in model["results"] if what.startswith(FLOOR)
-        )
-        yield f"| [{name}]({name}/README.md): {model['does']} | {size} | {quality} | {floors} |"
-    yield f"\nTogether {sum(model['bytes'] for model in models.values()) / 1e6:.1f} MB."
+def _table(document: Mapping[str, Any]) -> Iterator[str]:
+    yield from quality_table(document)
+    yield f"\nTogether {sum(model['bytes'] for model in document['models'].values()) / 1e6:.1f} MB."
 
 
 def _texts(models: Models) -> Iterator[str]:
