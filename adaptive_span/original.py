@@ -12,7 +12,9 @@ from torch import Tensor
 from adaptive_span.config import SequentialConfig
 from adaptive_span.decoder import SequentialDecoder
 from adaptive_span.model import decoder_options
+from fairseq_efficient.checkpoint_rules import building
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.originals import BareTypes, bare_names, load_weights
 
 _EOS = "<eos>"
 _LAYER = r"layers\.(\d+)\."
@@ -37,26 +39,6 @@ _KEYS = (  # pattern of the original's name -> ours
 # a table, not a weight; and weights that the original registers twice
 _SKIPPED = re.compile(r".*\.mask_template|.*\.persistent_memory\.adaptive_span\..*")
 _PROJECTION = re.compile(_LAYER + r"attn\.proj_(query|key|val)\.weight")
-
-
-class BareTypes:
-    """A dictionary as the original had it: so many types, none of them special (the pad is an id that never occurs)."""
-
-    def __init__(self, types: int):
-        self.types = types
-
-    def __len__(self) -> int:
-        return self.types
-
-    def pad(self) -> int:
-        return self.types
-
-    eos = unk = pad
-
-
-def bare_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the name of the wrapper of parallel training."""
-    return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 def config_from_weights(state: dict[str, Tensor], params: dict[str, Any] | None = None) -> SequentialConfig:
@@ -154,8 +136,10 @@ def decoder_from_original(state: dict[str, Tensor], params: dict[str, Any] | Non
     """An evaluation-mode decoder over the original's own ids, without special symbols."""
     weights = bare_names(state)
     types = BareTypes(sum(len(value) for name, value in weights.items() if _is_input(name)))
-    decoder = SequentialDecoder(types, decoder_options(config_from_weights(state, params), types))
-    _load(decoder, rename(state))
+    cfg = config_from_weights(state, params)
+    with building(vars(cfg), weights, "of the original"):
+        decoder = SequentialDecoder(types, decoder_options(cfg, types))
+    load_weights(decoder, rename(state))
     return decoder.eval()
 
 
@@ -163,14 +147,22 @@ def _is_input(name: str) -> bool:
     return bool(re.fullmatch(r"in_emb\.(weight|emb_layers\.\d+\.weight)", name))
 
 
-def model_from_original(state: dict[str, Tensor], dictionary: Dictionary) -> tuple[SequentialDecoder, SequentialConfig]:
-    """An evaluation-mode decoder over a fairseq dictionary, and its flags; see :func:`weights_for_dictionary`."""
+def model_from_original(
+    state: dict[str, Tensor], dictionary: Dictionary, path: str = "of the original"
+) -> tuple[SequentialDecoder, SequentialConfig]:
+    """An evaluation-mode decoder over a fairseq dictionary, and its flags; see :func:`weights_for_dictionary`.
+
+    Raises:
+        UserError: weights of another model or dictionary; names that ask for a much larger model than they are.
+    """
     cfg = config_from_weights(state)
     if cfg.adaptive_softmax_cutoff:
         cuts = [int(cut) + dictionary.nspecial for cut in cfg.adaptive_softmax_cutoff.split(",")]
         cfg.adaptive_softmax_cutoff = ",".join(map(str, cuts))
-    decoder = SequentialDecoder(dictionary, decoder_options(cfg, dictionary))
-    _load(decoder, weights_for_dictionary(rename(state), dictionary))
+    weights = weights_for_dictionary(rename(state), dictionary)
+    with building(vars(cfg), weights, path):
+        decoder = SequentialDecoder(dictionary, decoder_options(cfg, dictionary))
+    load_weights(decoder, weights)
     return decoder.eval(), cfg
 
 
@@ -204,17 +196,6 @@ def weights_for_dictionary(weights: dict[str, Tensor], dictionary: Dictionary) -
     if "embed_tokens.embeddings.0.0.weight" in found and torch.equal(weights[prefixes[0]], weights[prefixes[1]]):
         found[prefixes[1]] = embed  # tied: the bias alone keeps special symbols out
     return found
-
-
-def _load(decoder: SequentialDecoder, weights: dict[str, Tensor]) -> None:
-    missing, unexpected = [], []
-    try:
-        missing, unexpected = decoder.load_state_dict(weights, strict=False)
-    except RuntimeError as err:
-        raise UserError("weights do not fit: " + " ".join(str(err).split())[:300]) from None
-    wrong = [name for name in missing if not name.endswith(("_float_tensor", "version"))] + list(unexpected)
-    if wrong:
-        raise UserError(f"weights do not fit the model: {', '.join(wrong[:3])}")
 
 
 def span_loss(decoder: SequentialDecoder) -> list[float]:

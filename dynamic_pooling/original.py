@@ -12,6 +12,7 @@ from dynamic_pooling.decoder import HourglassDecoder
 from dynamic_pooling.model import hourglass_options
 from fairseq_efficient.checkpoint_rules import building
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.originals import BareTypes, bare_names, load_weights
 
 _RENAMED = {  # the original's argument -> our flag
     "model_config": "model_config", "boundaries_type": "boundaries_type", "fixed_sf": "fixed_sf",
@@ -43,28 +44,6 @@ _KEYS = (  # pattern of the original's name -> ours
 _STACKS = ("pre", "short", "post")
 
 
-class BareTypes:
-    """A dictionary as the original had it: so many types, none of them special (the pad is an id that never occurs)."""
-
-    def __init__(self, types: int, space: int | None = None):
-        self.types, self.space = types, space
-
-    def __len__(self) -> int:
-        return self.types
-
-    def pad(self) -> int:
-        return self.types
-
-    def eos(self) -> int:
-        return self.types
-
-    def unk(self) -> int:
-        return self.types
-
-    def index(self, symbol: str) -> int:
-        return self.unk() if self.space is None else self.space
-
-
 def config_from_original(args: dict[str, Any]) -> DynamicPoolingConfig:
     """Our flags from the original's arguments, its behaviour switched on; ones we do not know are left out."""
     cfg = DynamicPoolingConfig(fixed_phase="orig", boundary_loss_compat="orig", gumbel_eval="sampled")
@@ -79,8 +58,7 @@ def config_from_original(args: dict[str, Any]) -> DynamicPoolingConfig:
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights under our decoder's names; UserError for a name that the original does not have."""
     found = {}
-    for name, value in state.items():
-        name = name.removeprefix("module.")
+    for name, value in bare_names(state).items():
         if name.rpartition(".")[2] in ("inv_freq",):  # a table, not a weight
             continue
         for pattern, ours in _KEYS:
@@ -99,7 +77,7 @@ def decoder_from_original(args: dict[str, Any], state: dict[str, Tensor], space:
     types = BareTypes(len(weights["embed_tokens.weight"]), space)
     with building(args, weights, "of the original"):
         decoder = HourglassDecoder(types, hourglass_options(config_from_original(args), types))
-    _load(decoder, weights)
+    load_weights(decoder, weights)
     return decoder.eval()
 
 
@@ -133,12 +111,5 @@ def model_from_original(
     weights = weights_for_dictionary(rename(state), dictionary)
     with building(args, weights, path):
         decoder = HourglassDecoder(dictionary, hourglass_options(config_from_original(args), dictionary))
-    _load(decoder, weights)
+    load_weights(decoder, weights)
     return decoder.eval()
-
-
-def _load(decoder: HourglassDecoder, weights: dict[str, Tensor]) -> None:
-    try:
-        decoder.load_state_dict(weights, strict=True)
-    except RuntimeError as err:
-        raise UserError("weights do not fit the arguments: " + " ".join(str(err).split())[:300]) from None

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Train and read tiny models of every system for as long as asked; memory and open files must not grow.
+"""Train and read tiny models of every system for as long as asked; memory, open files and data workers must not grow.
 
 Each system gets an equal share of the time: four fifths of it for one endless training that validates and saves all the
-while, one fifth for a process that loads its checkpoint and evaluates it, over and over. Both are watched from outside.
+while, its data read by a worker that starts anew with each epoch; one fifth for a process that loads its checkpoint and
+evaluates it, over and over. Both are watched from outside.
 Exit status 0: flat; 1: something grew, or ended by itself.
 """
 
@@ -36,7 +37,7 @@ from tests.util import System, train_args
 
 MAKE: dict[str, Callable[[Path], Any]] = {"pairs": make_pair_data, "sentences": make_sentence_data}
 ENDLESS = ("--max-update", str(10**9), "--save-interval-updates", "20", "--keep-interval-updates", "2",
-           "--no-epoch-checkpoints", "--log-interval", "20")  # fmt: skip
+           "--no-epoch-checkpoints", "--log-interval", "20", "--num-workers", "1")  # fmt: skip
 START = 120.0  # seconds a process may take until it works
 ALLOWANCE = 8.0  # MB that the allocator may take or give back in any time
 FILES = 2  # that may be open for a moment
@@ -44,18 +45,27 @@ FILES = 2  # that may be open for a moment
 
 @dataclasses.dataclass
 class Watched:
-    """One process: seconds since the first sample, resident MB, open files."""
+    """One process: seconds since the first sample, resident MB, open files; how many processes it has started that
+    still are there, and the MB of the largest of them."""
 
     system: str
     what: str
     seconds: list[float] = dataclasses.field(default_factory=list)
     megabytes: list[float] = dataclasses.field(default_factory=list)
     files: list[int] = dataclasses.field(default_factory=list)
+    workers: list[int] = dataclasses.field(default_factory=list)
+    worker_megabytes: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, process: psutil.Process) -> None:
         self.seconds.append(time.monotonic() - (self._start if self.seconds else self._begin()))
         self.megabytes.append(process.memory_info().rss / 2**20)
         self.files.append(process.num_fds())
+        sizes = [0.0]
+        for child in process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                sizes.append(child.memory_info().rss / 2**20)
+        self.workers.append(len(sizes) - 1)
+        self.worker_megabytes.append(max(sizes))
 
     def _begin(self) -> float:
         self._start = time.monotonic()
@@ -68,10 +78,16 @@ class Watched:
         points = list(zip(self.seconds[third:], self.megabytes[third:], strict=True))
         return 60 * statistics.median((y - b) / (x - a) for (a, b), (x, y) in itertools.combinations(points, 2))
 
-    def files_growth(self) -> int:
-        """Of those that stay open, from the second third to the last."""
-        third = len(self.files) // 3
-        return min(self.files[2 * third :]) - min(self.files[third : 2 * third])
+    def stayed(self, counts: list[int]) -> int:
+        """Of what is there at all times, how much more in the last third than in the second."""
+        third = len(counts) // 3
+        return min(counts[2 * third :]) - min(counts[third : 2 * third])
+
+    def worker_growth(self) -> float:
+        """MB, of the largest in the last third over the largest in the second; 0 where one has none."""
+        third = len(self.worker_megabytes) // 3
+        before, after = max(self.worker_megabytes[third : 2 * third]), max(self.worker_megabytes[2 * third :])
+        return after - before if before and after else 0.0
 
     def summary(self) -> dict[str, Any]:
         minutes, slope = self.seconds[-1] / 60, self.slope()
@@ -83,14 +99,19 @@ class Watched:
             "megabytes": round(statistics.median(self.megabytes[-len(self.megabytes) // 3 :]), 1),
             "growth_mb": round(slope * minutes * 2 / 3, 2),
             "mb_per_minute": round(slope, 3),
-            "files_growth": self.files_growth(),
+            "files_growth": self.stayed(self.files),
+            "workers": max(self.workers),
+            "workers_growth": self.stayed(self.workers),
+            "worker_growth_mb": round(self.worker_growth(), 2),
         }
 
 
 def grew(found: dict[str, Any], limit: float) -> bool:
-    """Whether memory grew by more than ``limit`` MB a minute and more than the allocator may, or open files."""
+    """Whether memory grew by more than ``limit`` MB a minute and more than the allocator may, or open files, or
+    workers or their memory."""
     more = found["mb_per_minute"] > limit and found["growth_mb"] > ALLOWANCE
-    return bool(more or found["files_growth"] > FILES)
+    workers = found["workers_growth"] > 0 or found["worker_growth_mb"] > ALLOWANCE
+    return bool(more or workers or found["files_growth"] > FILES)
 
 
 @contextlib.contextmanager
@@ -200,7 +221,8 @@ def describe(found: dict[str, Any], limit: float) -> str:
     verdict = "GREW" if grew(found, limit) else "flat"
     return (
         f"{verdict}  {found['system']} {found['what']}: {found['minutes']} min, {found['megabytes']} MB, "
-        f"{found['mb_per_minute']:+} MB a minute, open files {found['files_growth']:+}"
+        f"{found['mb_per_minute']:+} MB a minute, open files {found['files_growth']:+}, "
+        f"data workers {found['workers_growth']:+}"
     )
 
 

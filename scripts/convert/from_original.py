@@ -111,7 +111,7 @@ def convert_dynamic_pooling(state: dict[str, Any], words: Any, path: Path) -> Co
 def convert_adaptive_span(state: dict[str, Any], words: Any, path: Path) -> Converted:
     if not isinstance(state.get("model"), dict) or "iter_no" not in state:
         raise UserError(f"{path}: holds no model and iter_no, not a checkpoint of adaptive-span")
-    decoder, config = adaptive_span.model_from_original(state["model"], words)
+    decoder, config = adaptive_span.model_from_original(state["model"], words, str(path))
     weights = {f"decoder.{name}": value for name, value in decoder.state_dict().items()}
     model = {**settings(config), "_name": "sequential_lm"}
     return model, {"_name": "segment_lm", "data": None, "tokens_per_sample": 512}, weights, "adaptive_span_loss"

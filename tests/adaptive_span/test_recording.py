@@ -48,7 +48,7 @@ def test_the_exact_mask_is_close_and_sees_no_zeros_if_asked(path: Path):
     cfg = config_from_weights(recording["model"], recording["params"])
     from adaptive_span.decoder import SequentialDecoder
     from adaptive_span.model import decoder_options
-    from adaptive_span.original import BareTypes
+    from fairseq_efficient.originals import BareTypes
 
     outs = []
     for empty in ("zeros", "masked"):
@@ -106,6 +106,18 @@ def test_a_model_over_a_fairseq_dictionary_gives_the_same_probabilities(path: Pa
     words.add_symbol("more")
     with pytest.raises(UserError, match=f"{types + 1} symbols, the checkpoint {types}"):
         model_from_original(recording["model"], words)
+
+
+@pytest.mark.parametrize("made_up", ["layers.999999999.norm1.weight", "layers.999.ff.fc1.weight"])
+def test_names_do_not_make_layers(made_up: str):
+    """The number of layers is read off the names: one name more is no model of a billion layers."""
+    weights = read(FIXTURES / "adaptive_span_span_21.pt")["model"]
+    weights = {**weights, made_up: torch.ones(1)}
+    words = words_of(len(decoder_from_original(read(FIXTURES / "adaptive_span_span_21.pt")["model"]).dictionary))
+    with pytest.raises(UserError, match=r"much larger than the weights|do not fit the model"):
+        decoder_from_original(weights)
+    with pytest.raises(UserError, match=r"much larger than the weights|do not fit the model"):
+        model_from_original(weights, words, "crafted.pt")
 
 
 def test_its_end_of_line_is_ours():

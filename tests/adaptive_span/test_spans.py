@@ -8,9 +8,9 @@ import torch
 from adaptive_span.config import ARCHITECTURES, SequentialConfig
 from adaptive_span.decoder import SequentialDecoder
 from adaptive_span.model import decoder_options
-from adaptive_span.original import BareTypes
 from adaptive_span.spans import SpanOptions, Spans
 from fairseq_efficient.compat.optim import NO_DECAY
+from fairseq_efficient.originals import BareTypes
 from tests.adaptive_span.helpers import SPANS, sequential_lm
 from tests.stream_models import tokens
 from tests.util import assert_close

@@ -78,7 +78,7 @@ def test_flags_that_the_original_ignored_stay_ignored():
 
 def test_weights_of_other_sizes_are_one_line():
     recording = read(MODEL)
-    with pytest.raises(UserError, match="weights do not fit the arguments") as caught:
+    with pytest.raises(UserError, match="weights do not fit the model") as caught:
         build_from_original({**recording["args"], "decoder_layers": 1}, recording["dictionary"], recording["model"])
     assert "\n" not in str(caught.value)
 

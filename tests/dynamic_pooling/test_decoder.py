@@ -8,8 +8,8 @@ from dynamic_pooling.causality import check_causality
 from dynamic_pooling.config import BOUNDARIES
 from dynamic_pooling.decoder import HourglassDecoder, HourglassOptions
 from dynamic_pooling.model import DynamicPoolingModel, hourglass_options
-from dynamic_pooling.original import BareTypes
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.originals import BareTypes
 from tests.dynamic_pooling.helpers import POOLED, SPACE, WORDS, config, decoder, model, text
 from tests.util import assert_close
 

@@ -1,7 +1,8 @@
-"""R18: ``scripts/soak.py`` finds that memory and files stay flat, and finds when they do not."""
+"""R18: ``scripts/soak.py`` finds that memory, files and data workers stay flat, and finds when they do not."""
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import soak  # noqa: E402
 sys.path.remove(str(ROOT / "scripts"))
 
 
-def watched(megabytes: list[float], files: list[int]) -> dict[str, Any]:
+def watched(megabytes: list[float], files: list[int], workers: Sequence[float] = ()) -> dict[str, Any]:
     found = soak.Watched("a", "training")
     found.megabytes, found.files = megabytes, files
+    found.worker_megabytes = list(workers) or [0.0] * len(files)
+    found.workers = [int(size > 0) for size in found.worker_megabytes]
     found.seconds = [60.0 * number for number in range(len(files))]
     return dict(found.summary())
 
@@ -31,6 +34,9 @@ def test_growth_is_found():
     assert soak.grew(watched(leak, [9] * 30), 1.0) and not soak.grew(watched(leak, [9] * 30), 3.0)
     assert soak.grew(watched(flat, [*[9] * 20, *[12] * 10]), 1.0)
     assert not soak.grew(watched(flat, [*[9] * 20, *[9, 12] * 5]), 1.0)  # open for a moment
+    assert not soak.grew(watched(flat, [9] * 30, [0.0, 90.0] * 15), 1.0)  # workers come and go
+    assert soak.grew(watched(flat, [9] * 30, [*[0.0, 90.0] * 10, *[90.0] * 10]), 1.0)  # one stays
+    assert soak.grew(watched(flat, [9] * 30, [*[0.0, 90.0] * 10, *[0.0, 99.0] * 5]), 1.0)  # they become larger
     warm = [10.0 * n for n in range(10)] + [100.0] * 20  # a warm-up is no growth, nor is one high step
     assert not soak.grew(watched([*warm[:-1], 500.0], [9] * 30), 1.0)
 
@@ -64,4 +70,5 @@ def soaked(folder: Path, figure: Record, systems: str, minutes: float, limit: fl
     assert len(found) == 2 * len(systems.split(",")) and all(one["samples"] >= 9 for one in found)
     figure("R18", "minutes watched", round(sum(one["minutes"] for one in found), 1))
     figure("R18", "MB a minute, at most", max(one["mb_per_minute"] for one in found), largest=True)
+    assert all((one["workers"] > 0) == (one["what"] == "training") for one in found)
     figure("R18", "open files more, at most", max(one["files_growth"] for one in found), largest=True)
