@@ -65,7 +65,7 @@ class SpanSelfAttention(FusedSelfAttention):
             self.persistent_value = nn.Parameter(torch.randn(shape) * o.persistent**-0.5)
 
     def persistent(self) -> tuple[Tensor, Tensor] | None:
-        """Keys and values (H, N, d) that every query sees: parameters times sqrt(d) and sqrt(N) (section 3 there)."""
+        """Keys and values (H, N, d) that every query sees: parameters times sqrt(d) and sqrt(N) (1907.01470)."""
         if not self.options.persistent:
             return None
         return self.persistent_key * self.head_dim**0.5, self.persistent_value * self.options.persistent**0.5

@@ -1,4 +1,4 @@
-"""Flags of model, criterion and optimizer, and the sizes behind the architectures (section 6 of the published code)."""
+"""Flags of model, criterion and optimizer, and the sizes behind the architectures."""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional

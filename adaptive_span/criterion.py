@@ -20,13 +20,13 @@ class SpanCriterion(PureCrossEntropy):
     """
 
     def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor, size: Any) -> tuple[Tensor, dict[str, Any]]:
-        sums = _seen(extra["spans"], model.decoder) if extra.get("spans") else {}
+        found = _seen(extra["spans"], model.decoder) if extra.get("spans") else {}
         penalty = extra.get("aux", {}).get("span")
         if penalty is not None:
-            sums["_aux/span"] = penalty.detach()
+            found["aux/span"] = penalty.detach()
             if model.training:
                 loss = loss + penalty * size
-        return loss, sums
+        return loss, {f"_{name}": value * sample["ntokens"] for name, value in found.items()}
 
     def compute_loss(self, model: Any, net_output: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, Tensor]:
         softmax = model.decoder.adaptive_softmax
@@ -39,22 +39,21 @@ class SpanCriterion(PureCrossEntropy):
     def reduce_metrics(cls, logging_outputs: Any) -> None:
         super().reduce_metrics(logging_outputs)
         cls.log_bits(logging_outputs)
-        times = sum(log.get("_spans", 0.0) for log in logging_outputs)
-        if not times:
-            return
-        for name in sorted({name for log in logging_outputs for name in log if name.startswith("_")} - {"_spans"}):
-            value = sum(log.get(name, 0.0) for log in logging_outputs) / times
+        tokens = sum(log.get("ntokens", 0) for log in logging_outputs)
+        for name in sorted({name for log in logging_outputs for name in log if name.startswith("_")}):
+            value = sum(log.get(name, 0.0) for log in logging_outputs) / max(tokens, 1)
             rare = 2000 if name.startswith("_span/") else 500
-            metrics.log_scalar(name[1:], value, 0, priority=rare, round=6 if "aux" in name else 1)  # the last value
+            metrics.log_scalar(name[1:], value, tokens, priority=rare, round=6 if "aux" in name else 1)
 
 
 def _seen(spans: list[list[float]], decoder: Any) -> dict[str, Any]:
-    """What each head sees, to be divided by ``_spans``, the number of times it was added up."""
+    """What each head sees; over several batches, means over their tokens."""
     options = decoder.options.layer.attention.spans
-    found, everything = {"_spans": 1.0}, []
+    found: dict[str, Any] = {}
+    everything: list[float] = []
     for number, layer in enumerate(spans):
         widths = [float(span_width(span, options.ramp, options.longest)) for span in layer]
         everything += widths
-        found.update({f"_span/{number:02d}/{head:02d}": width for head, width in enumerate(widths)})
-    found["_mean_span"], found["_max_span"] = sum(everything) / len(everything), max(everything)
+        found.update({f"span/{number:02d}/{head:02d}": width for head, width in enumerate(widths)})
+    found["mean_span"], found["max_span"] = sum(everything) / len(everything), max(everything)
     return found

@@ -119,7 +119,7 @@ class SequentialDecoder(FairseqIncrementalDecoder):
                 layer.self_attn.spans.clamp_()
 
     def _about_spans(self, inputs: Sequence[Tensor], known: Known, padding_mask: Tensor) -> dict[str, Any]:
-        """``aux``: the span loss ``lambda * S * mean of the shares``, summed over layers (section 2.2); ``spans``.
+        """``aux``: the span loss ``lambda * S * mean of the shares``, summed over layers (1905.07799, 2.2); ``spans``.
 
         Spans of tokens count as their mean over all tokens but pads.
         """

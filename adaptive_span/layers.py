@@ -1,4 +1,4 @@
-"""Post-norm layers (section 2.1): attention and feed-forward, or attention with persistent memory instead of both."""
+"""Post-norm layers (1905.07799): attention and feed-forward, or attention with persistent memory (1907.01470)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Adagrad whose steps are shortened tensor by tensor (section 2.6), and what half precision needs of an optimizer."""
+"""Adagrad whose steps are shortened tensor by tensor, and what half precision needs of an optimizer."""
 
 import math
 from collections.abc import Callable, Iterable

@@ -83,7 +83,7 @@ class Spans(nn.Module):
         return found * (self.heads if len(found) == 1 else 1)
 
     def cache_size(self, longest: float) -> int:
-        """Places to remember for a layer whose longest span this is (section 2.4 of the published code)."""
+        """Places to remember for a layer whose longest span this is, in the published code."""
         o = self.options
         if not o.trim_cache or o.by_token:
             return o.longest

@@ -34,7 +34,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class BoundaryPredictor(nn.Module):
-    """Two-layer perceptron over token states (section 3.1): (..., D) -> logits (...), in fp32 or better."""
+    """Two-layer perceptron over token states (Nawrot et al. 2023): (..., D) -> logits (...), in fp32 or better."""
 
     def __init__(self, dim: int, hidden: int, activation: Any):
         super().__init__()

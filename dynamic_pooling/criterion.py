@@ -34,8 +34,9 @@ class DynamicPoolingCrossEntropy(PureCrossEntropy):
 
     def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor, size: Any) -> tuple[Tensor, dict[str, Any]]:
         sums = {f"_{name}": value.detach() for name, value in extra.get("stats", {}).items()}
-        for value in extra.get("aux", {}).values():
-            weighted = self.boundary_loss_weight * value
+        boundary = extra.get("aux", {}).get("boundary")
+        if boundary is not None:
+            weighted = self.boundary_loss_weight * boundary
             sums["_boundary_loss"] = weighted.detach()
             loss = loss + weighted * (size / sample["ntokens"])
         if self.sampled_eval and not model.training and extra.get("can_sample"):

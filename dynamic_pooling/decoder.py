@@ -1,4 +1,4 @@
-"""The hourglass: token layers, pooling, layers over segments, upsampling, token layers (section 2 of the paper).
+"""The hourglass: token layers, pooling, layers over segments, upsampling, token layers (Nawrot et al. 2023, section 2).
 
 Shapes: B batch, T tokens, S segments with the null segment (1 + most boundaries in a row), D width, V types.
 A segment closes *with* its boundary token, which already reads it; tokens before a row's first boundary read the null

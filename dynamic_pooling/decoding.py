@@ -22,8 +22,8 @@ class HourglassState:
     """Everything that belongs to a hypothesis, and nothing twice.
 
     pre, short, post: keys and values, one place per token or (short) per segment of each row. total, count: sum and
-    number of the tokens (R, D), (R,) of the open segment. current: (R, D), what tokens read now. smoothed: (R, D), the
-    running mean of segments. seen: tokens read.
+    number of the tokens (R, D), (R,) of the open segment. current: (R, D), what tokens read now (with smoothing the
+    running mean of segments). seen: tokens read.
     """
 
     pre: list[LayerCache]

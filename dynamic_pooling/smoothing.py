@@ -26,6 +26,8 @@ def smooth_segments(segments: Tensor, probability: Tensor) -> Tensor:
 
     Args:
         segments: (B, S, D). probability: (B, S), from :func:`closing_probability`.
+
+    Its weights are (B, S, S): the recurrence as one product of matrices, small beside attention over the same segments.
     """
     p = probability.clamp(max=1 - _LEAST)
     p = torch.cat([torch.ones_like(p[:, :1]), p[:, 1:]], 1)

@@ -1,4 +1,4 @@
-"""Causal transformer layers over tokens or segments (section 2.1 of the paper: Transformer-XL's, post-norm).
+"""Causal transformer layers over tokens or segments (Dai et al. 2019: Transformer-XL's, post-norm).
 
 Shapes: x (B, T, C), or packed (N, C): rows one after another without padding. Pads stand at the right, where causality
 already hides them. In incremental decoding one new state per row, (R, C).

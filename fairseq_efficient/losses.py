@@ -56,6 +56,9 @@ def boundary_bce(logits: Tensor, targets: Tensor, padding_mask: Tensor | None, t
     Args:
         logits, targets: (B, T). twice: the sigmoid is applied before the loss too, so that a probability can never be
             matched exactly (a fault of the original, kept for comparison).
+
+    Returns:
+        (), in nats.
     """
     logits = _at_least_fp32(logits)
     loss = binary_cross_entropy_with_logits(
@@ -65,7 +68,7 @@ def boundary_bce(logits: Tensor, targets: Tensor, padding_mask: Tensor | None, t
 
 
 def entropy_spikes(logits: Tensor, left: int) -> Tensor:
-    """True where a next-token distribution has more entropy than each of the ``left`` before it (section 3.3).
+    """True where a next-token distribution has more entropy than each of the ``left`` before it (Nawrot et al. 2023).
 
     The first is always True; a tie is no spike.
 

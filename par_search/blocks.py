@@ -1,4 +1,4 @@
-"""The two kinds of blocks (section 2.1): attention or feed-forward, with residual and LayerNorm of their own.
+"""The two kinds of blocks (Mandava et al. 2020): attention or feed-forward, with residual and LayerNorm of their own.
 
 Shapes: x (B, T, C); memory (B, M, C), what attention was given before x, or (B, 2, H, M, d), its keys and values.
 H heads of width d. In incremental decoding one new state per row, (R, C).

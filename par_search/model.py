@@ -75,7 +75,7 @@ class ParLanguageModel(BlockLanguageModel):
 
 @register_model("par_supernet", dataclass=SupernetConfig)
 class SupernetLanguageModel(BlockLanguageModel):
-    """All layouts at once, to find the best one (section 2)."""
+    """All layouts at once, to find the best one (Mandava et al. 2020)."""
 
     arch = "par_supernet"
     config = SupernetConfig

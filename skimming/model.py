@@ -137,7 +137,7 @@ class SkimRobertaModel(Architectures, RobertaModel):
 
         Returns:
             (output, extra); in ``extra``: ``aux`` {"skim": kept share of tokens, averaged over layers, summed over
-            sentences}; ``skim_ratio`` the same for each sentence (B,), both with a gradient in training; ``stats``
+            sentences}, with a gradient in training; ``skim_counts``, what was kept of each sentence; ``stats``
             {name: (numerator, denominator)}; ``skim_masks`` (L, B, T), 1 = the token enters the layer, or None (packed,
             unless called with ``return_skim_masks=True``); ``inner_states`` as fairseq's.
 

@@ -22,7 +22,7 @@ _UNEQUAL = ("dataset lengths must match", "datasets must have the same length")
 
 def keep_last_batch() -> None:
     """Stock drops the last batch, in every split, if its size is no multiple of ``--required-batch-size-multiple`` (8):
-    20 test lines give 16 hypotheses, 4 lines a ZeroDivisionError (fairseq issues 5036, 5094, 5351).
+    20 test lines give 16 hypotheses, 4 lines a ZeroDivisionError.
     """
     from fairseq.data import data_utils
 

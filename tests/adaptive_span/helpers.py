@@ -56,7 +56,7 @@ def sequential_lm(seed: int = 0, double: bool = True, ragged: bool = True, **fla
 
 
 def by_formula(decoder: Any, stream: Tensor) -> Tensor:
-    """Logits (B, T, V) for a stream from its start: sections 2.1 to 2.5 of the plan, one pair of tokens at a time."""
+    """Logits (B, T, V) for a stream from its start, one pair of tokens at a time."""
     x = decoder.embed_tokens(stream)
     for layer in decoder.layers:
         norm = layer.self_attn_layer_norm

@@ -305,7 +305,7 @@ def test_each_configuration_trains_as_published(name: str):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_each_architecture_has_the_published_sizes(arch: str):
-    """layers, width, feed-forward, heads, span, persistent vectors, dropout, span loss (section 6 of the plan)."""
+    """layers, width, feed-forward, heads, span, persistent vectors, dropout, span loss."""
     expected = {
         "enwik8_small": (8, 256, 1024, 4, 1024, 0, 0.0, 2e-6), "enwik8": (12, 512, 2048, 8, 8192, 0, 0.3, 5e-7),
         "text8": (12, 512, 2048, 8, 8192, 0, 0.3, 5e-7), "enwik8_large": (24, 768, 4096, 8, 8192, 0, 0.4, 5e-7),

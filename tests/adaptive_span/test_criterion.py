@@ -55,7 +55,7 @@ def test_p6_trained_is_cross_entropy_and_span_loss(flags: dict[str, Any]):
         states = model.decoder.extract(sample_of(model)["net_input"]["src_tokens"])[1]
         layers = zip(model.decoder.layers, states, strict=True)
         penalty = sum(1e-3 * float(layer.self_attn.spans(x).mean()) for layer, x in layers)
-        assert logged["_aux/span"].item() == pytest.approx(penalty)
+        assert logged["_aux/span"].item() == pytest.approx(21 * penalty)
     assert loss.item() == pytest.approx(pure.item() + 21 * penalty)
 
 
@@ -99,7 +99,14 @@ def test_logged_numbers():
     assert found["mean_span"] == round(sum(map(sum, widths)) / 9, 1) and found["max_span"] == max(map(max, widths))
     bits = float(logged["loss"]) / 21 / math.log(2)
     assert found["bpc"] == pytest.approx(bits, abs=1e-4) and found["loss"] == pytest.approx(bits, abs=1e-3)
-    assert found["aux/span"] == pytest.approx(logged["_aux/span"].item(), abs=1e-6)
+    assert found["aux/span"] == pytest.approx(logged["_aux/span"].item() / 21, abs=1e-6)
+    metrics.reset()
+    small = {name: value / 7 if name.startswith("_") else value for name, value in logged.items()} | {"ntokens": 3}
+    with metrics.aggregate() as meters:  # batches count by their tokens
+        SpanCriterion.reduce_metrics([logged])
+        SpanCriterion.reduce_metrics([{**small, "_mean_span": 30.0}])
+    mean = (logged["_mean_span"] + 30.0) / 24
+    assert meters["mean_span"].avg == pytest.approx(mean) and meters["mean_span"].avg != pytest.approx(10.0)
     metrics.reset()
     with metrics.aggregate() as meters:
         SpanCriterion.reduce_metrics([run(sequential_lm())[2]])

@@ -37,7 +37,7 @@ def with_gradients(params: list[nn.Parameter], seed: int, scale: float = 1.0) ->
 
 
 def by_hand(params: list[Any], sums: list[Any], lr: float, clip: float, decay: float) -> None:
-    """Section 2.6 of the plan, one tensor after the other."""
+    """The published step, one tensor after the other."""
     for one, total in zip(params, sums, strict=True):
         grad = one.grad + decay * one.data
         norm = float(grad.norm())

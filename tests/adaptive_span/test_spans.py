@@ -15,7 +15,7 @@ from tests.adaptive_span.helpers import SPANS, sequential_lm
 from tests.stream_models import tokens
 from tests.util import assert_close
 
-MILLIONS = {  # section 3 of the plan, and the published README
+MILLIONS = {  # of the paper and the published README
     "enwik8_small": (205, 6.48), "enwik8": (205, 38.54), "enwik8_large": (205, 208.91),
     "enwik8_pers_small": (205, 38.50), "enwik8_pers": (205, 114.02), "wiki103_pers": (267_735, 132.49),
 }  # fmt: skip

@@ -40,7 +40,7 @@ def remembered_in_decoding(decoder: Any) -> int:
 
 def by_formula(decoder: Any, stream: Tensor, start: int = 0, memory_length: int | None = None) -> Tensor:
     """Logits (B, T, V) of a post-norm net for tokens from ``start`` on, each block reading exactly the tokens before
-    ``start`` that it may remember: section 2.2 with loops."""
+    ``start`` that it may remember, with loops."""
     states = decoder.embed_tokens(stream) * math.sqrt(decoder.options.block.dim)
     assert start == 0, "memory is compared by blockwise()"
     x = states

@@ -211,7 +211,7 @@ def test_each_configuration_is_an_architecture():
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_each_architecture_has_the_published_sizes(arch: str):
-    """Blocks, width, feed-forward, heads, memory, dropout (section 6 of the plan), as flags and as configuration."""
+    """Blocks, width, feed-forward, heads, memory, dropout, as flags and as configuration."""
     args = ["data", *USER_DIR, "--task", "segment_lm", "--arch", arch, "--optimizer", "par_search", "--max-update", "9"]
     cfg = convert_namespace_to_omegaconf(parse_args_and_arch(get_training_parser(), args)).model
     expected = {

@@ -15,7 +15,7 @@ _EPS = 1e-8
 
 
 def published_columns(span: float, ramp: int, most: int) -> int:
-    """S', how many distances the published code computes in a layer whose longest span this is (section 2.4 of it)."""
+    """S', how many distances the published code computes in a layer whose longest span this is."""
     seen = span_width(span, ramp, most)
     return most - _STEP * (min(most - 1, most - seen) // _STEP)
 

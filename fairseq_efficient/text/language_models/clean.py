@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001, RUF002 - letters of other alphabets are meant
-"""Cleaners of text for language models. They work on streams of blocks (:mod:`lm_read`) and give the same text however
+"""Cleaners of text for language models. They work on streams of blocks (:mod:`.read`) and give the same text however
 the stream was cut.
 
 ``text8``: the small alphabet of the text8 corpus, for five languages. In this order: Unicode form NFC; lower case by
