@@ -95,17 +95,23 @@ class SpanSelfAttention(FusedSelfAttention):
     # --- whole blocks -------------------------------------------------------------------------------------------
 
     def forward(
-        self, x: Tensor, positions: Tensor, memory: Tensor | None = None, known: Sequence[float] | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        memory: Tensor | None = None,
+        known: Sequence[float] | None = None,
+        memory_length: int | None = None,
     ) -> Tensor:
         """Attend over memory and x.
 
         Args:
             known: the spans in tokens as numbers, (H,) or one for all; None: fixed spans, or those of tokens.
+            memory_length: places before x at most, if fewer than spans need: zeros before the stream count, too.
 
         Returns:
             (B, M, C).
         """
-        return self.attend(x, positions, memory, known)[0]
+        return self.attend(x, positions, memory, known, memory_length)[0]
 
     def fill(self, x: Tensor, positions: Tensor, state: LayerState, known: Sequence[float] | None) -> Tensor:
         """:meth:`forward` without memory, leaving empty caches as if the tokens had come one by one."""
@@ -115,14 +121,19 @@ class SpanSelfAttention(FusedSelfAttention):
         return out
 
     def attend(
-        self, x: Tensor, positions: Tensor, memory: Tensor | None, known: Sequence[float] | None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        memory: Tensor | None,
+        known: Sequence[float] | None,
+        memory_length: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """:meth:`forward`, and the keys and values (B, H, M, d) of x."""
         q, k, v = self.split(x)
         spans = None if self.spans is None else self.spans(x)
         if spans is not None and spans.dim() > 1:
             known = spans.detach().amax((0, 2)).tolist()
-        memory = self._padded(x, memory, known)
+        memory = self._padded(x, memory, known, memory_length)
         if self.options.published_mask and spans is not None:
             old = [] if memory is None else self._project(memory[:, -self.columns(known) :], None)
             keys, values = (torch.cat([*one, new], 2) for one, new in zip(_pairs(old), (k, v), strict=True))
@@ -196,9 +207,12 @@ class SpanSelfAttention(FusedSelfAttention):
         """Places before the stream that are attended to."""
         return self.farthest(known) if self.options.zeros else 0
 
-    def _padded(self, x: Tensor, memory: Tensor | None, known: Sequence[float] | None) -> Tensor | None:
+    def _padded(
+        self, x: Tensor, memory: Tensor | None, known: Sequence[float] | None, most: int | None
+    ) -> Tensor | None:
         """Memory with zeros in front, if places that nothing stands at are attended to (``--empty-cache zeros``)."""
-        missing = self._zeros(known) - (0 if memory is None else memory.size(1))
+        wanted = self._zeros(known) if most is None else min(self._zeros(known), most)
+        missing = wanted - (0 if memory is None else memory.size(1))
         if memory is not None:
             memory = memory.to(x.dtype)
         if missing <= 0:

@@ -25,7 +25,7 @@ class SpanCriterion(PureCrossEntropy):
         if penalty is not None:
             found["aux/span"] = penalty.detach()
             if model.training:
-                loss = loss + penalty * size
+                loss = loss + penalty * sample["ntokens"]
         return loss, {f"_{name}": value * sample["ntokens"] for name, value in found.items()}
 
     def compute_loss(self, model: Any, net_output: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, Tensor]:

@@ -164,7 +164,7 @@ class SequentialDecoder(FairseqIncrementalDecoder):
                 return self.output_layer(self._incremental(prev_output_tokens, incremental_state)), {"attn": [None]}
             tokens, back = left_aligned(prev_output_tokens, self.pad, self.training)
             known = self.known()
-            x, inputs = self.extract(tokens, memory, known)
+            x, inputs = self.extract(tokens, memory, known, memory_length)
             extra: dict[str, Any] = {"attn": [None], "memory": self._remember(memory, inputs, known, memory_length)}
             extra.update(self._about_spans(inputs, known, tokens.eq(self.pad)))
             if back is not None:
@@ -172,14 +172,18 @@ class SequentialDecoder(FairseqIncrementalDecoder):
             return self.output_layer(x), extra
 
     def extract(
-        self, tokens: Tensor, memory: Sequence[Tensor] | None = None, known: Known | None = None
+        self,
+        tokens: Tensor,
+        memory: Sequence[Tensor] | None = None,
+        known: Known | None = None,
+        memory_length: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """States (B, T, C) that :meth:`output_layer` reads, and the input of each layer."""
         x, inputs = self._embed(tokens), []
         known = self.known() if known is None else known
         for number, (layer, spans) in enumerate(zip(self.layers, known, strict=True)):
             inputs.append(x)
-            x = layer(x, self.positions, None if memory is None else memory[number], spans)
+            x = layer(x, self.positions, None if memory is None else memory[number], spans, memory_length)
         return dropout(x, self.options.emb_dropout, self.training), inputs
 
     def _remember(

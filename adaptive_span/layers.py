@@ -38,9 +38,14 @@ class Layer(nn.Module):
             self.activation = in_place_activation(o.activation)
 
     def forward(
-        self, x: Tensor, positions: Tensor, memory: Tensor | None = None, known: Sequence[float] | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        memory: Tensor | None = None,
+        known: Sequence[float] | None = None,
+        memory_length: int | None = None,
     ) -> Tensor:
-        return self._around(x, lambda y: self.self_attn(y, positions, memory, known))
+        return self._around(x, lambda y: self.self_attn(y, positions, memory, known, memory_length))
 
     def fill(self, x: Tensor, positions: Tensor, state: LayerState, known: Sequence[float] | None) -> Tensor:
         """:meth:`forward` without memory that leaves its keys and values in empty caches."""

@@ -1,7 +1,6 @@
 """The model ``sequential_lm``: flags to parts, with one line for each mistake."""
 
 import logging
-import math
 from typing import Any
 
 from fairseq.models import register_model
@@ -14,6 +13,7 @@ from adaptive_span.layers import LayerOptions
 from adaptive_span.optimizer import copy_into_master_
 from adaptive_span.spans import SpanOptions
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import check_least, check_shares
 from fairseq_efficient.hub.loading import PretrainedLanguageModel
 from fairseq_efficient.modules.adaptive_softmax import read_cutoffs
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach
@@ -118,19 +118,12 @@ def decoder_options(cfg: Any, dictionary: Any) -> DecoderOptions:
 
 
 def _check_ranges(cfg: Any) -> None:
-    for name, least in (("decoder_layers", 1), ("decoder_embed_dim", 1), ("decoder_ffn_embed_dim", 1),
-                        ("decoder_attention_heads", 1), ("attn_span", 1), ("adapt_span_ramp", 1),
-                        ("adapt_span_loss", 0), ("pers_mem_size", 0)):  # fmt: skip
-        value = getattr(cfg, name)
-        if not least <= value < math.inf:
-            wanted = "finite" if value == math.inf else f"at least {least}"
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be {wanted}")
+    check_least(cfg, 1, "decoder_layers", "decoder_embed_dim", "decoder_ffn_embed_dim", "decoder_attention_heads",
+                "attn_span", "adapt_span_ramp")  # fmt: skip
+    check_least(cfg, 0, "adapt_span_loss", "pers_mem_size")
     if not 0 <= cfg.adapt_span_init <= 1:
         raise UserError(f"--adapt-span-init {cfg.adapt_span_init}: is a share of --attn-span, from 0 to 1")
-    for name in ("dropout", "attention_dropout", "activation_dropout", "emb_dropout", "adaptive_softmax_dropout"):
-        value = getattr(cfg, name)
-        if value is not None and not 0 <= value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 0 and below 1")
+    check_shares(cfg, "dropout", "attention_dropout", "activation_dropout", "emb_dropout", "adaptive_softmax_dropout")
 
 
 register_architectures(SequentialLanguageModel, ARCHITECTURES)

@@ -15,8 +15,9 @@ from deep_pyramidion.pooler import TopkPooler
 from deep_pyramidion.pyramid import check_widths, parse_widths, pooling_layers
 from deep_pyramidion.state_dict import upgrade_state_dict
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import check_blocks, check_least, check_shares, flag
 from fairseq_efficient.hub.loading import Pretrained
-from fairseq_efficient.modules.adaptive_softmax import parse_cutoffs
+from fairseq_efficient.modules.adaptive_softmax import check_factor, parse_cutoffs
 from fairseq_efficient.plugin.flat_config import (
     Architectures,
     complete_config,
@@ -108,12 +109,12 @@ class PyramidionModel(Architectures, Pretrained, TransformerModelBase):
                 f"the checkpoint has no scorer for encoder layer {layers}: it was trained with another "
                 "--max-source-positions or --enc-layers-and-token-width than it is given now"
             )
-        for flag in ("replace_unk", "print_alignment"):
-            if getattr(cfg.generation, flag, None) is None:
+        for name in ("replace_unk", "print_alignment"):
+            if getattr(cfg.generation, name, None) is None:
                 continue
             if self.encoder.pooler is not None:
                 raise UserError(
-                    f"--{flag.replace('_', '-')} needs attention over source tokens, but this model pools them "
+                    f"{flag(name)} needs attention over source tokens, but this model pools them "
                     "(--encoder-pooling topk)"
                 )
             self.decoder.need_attn = True
@@ -129,34 +130,28 @@ class PyramidionModel(Architectures, Pretrained, TransformerModelBase):
 
 
 def _check(cfg: Any) -> None:
+    check_least(cfg, 1, "encoder_layers", "decoder_layers", "encoder_embed_dim", "decoder_embed_dim",
+                "encoder_ffn_embed_dim", "decoder_ffn_embed_dim", "chunk_size", "quant_noise_pq_block_size",
+                "decoder_output_dim", "decoder_input_dim")  # fmt: skip
+    check_least(cfg, 2, "max_source_positions", "max_target_positions")
+    check_shares(cfg, "dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop",
+                 "adaptive_softmax_dropout", "quant_noise_pq")  # fmt: skip
+    check_factor(cfg.adaptive_softmax_factor, "adaptive-softmax-factor")
     for side in ("encoder", "decoder"):
         dim, heads = getattr(cfg, f"{side}_embed_dim"), getattr(cfg, f"{side}_attention_heads")
-        for name in (f"{side}_embed_dim", f"{side}_ffn_embed_dim"):
-            if getattr(cfg, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(cfg, name)}")
         if heads < 1 or dim % heads:
             raise UserError(f"--{side}-attention-heads {heads} must divide --{side}-embed-dim {dim}")
-        if getattr(cfg, f"{side}_layers") < 1:
-            raise UserError(f"--{side}-layers must be at least 1")
-    for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
-        if not 0 <= getattr(cfg, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 0 and below 1, got {getattr(cfg, name)}")
-    if cfg.share_all_embeddings and cfg.encoder_embed_dim != cfg.decoder_embed_dim:
-        raise UserError("--share-all-embeddings needs equal --encoder-embed-dim and --decoder-embed-dim")
-    for side in ("encoder", "decoder"):
         path = getattr(cfg, f"{side}_embed_path")
         if path and not os.path.isfile(path):
             raise UserError(f"--{side}-embed-path {path}: no such file")
-    if cfg.chunk_size < 1:
-        raise UserError(f"--chunk-size must be at least 1, got {cfg.chunk_size}")
+    check_blocks(cfg, "encoder_embed_dim", "decoder_embed_dim", "encoder_ffn_embed_dim", "decoder_ffn_embed_dim")
+    if cfg.share_all_embeddings and cfg.encoder_embed_dim != cfg.decoder_embed_dim:
+        raise UserError("--share-all-embeddings needs equal --encoder-embed-dim and --decoder-embed-dim")
     if not 0 <= cfg.chunk_overlap <= cfg.chunk_size:
-        raise UserError(f"--chunk-overlap must be between 0 and --chunk-size {cfg.chunk_size}, got {cfg.chunk_overlap}")
+        raise UserError(f"--chunk-overlap {cfg.chunk_overlap}: must be between 0 and --chunk-size {cfg.chunk_size}")
     for name in ("flip_right", "sort_back", "global_positions"):
         if getattr(cfg, name) not in (0, 1):
-            raise UserError(f"--{name.replace('_', '-')} must be 0 or 1, got {getattr(cfg, name)}")
-    for name in ("max_source_positions", "max_target_positions"):
-        if getattr(cfg, name) < 2:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 2, got {getattr(cfg, name)}")
+            raise UserError(f"{flag(name)} {getattr(cfg, name)}: must be 0 or 1")
 
 
 def _widths(cfg: Any) -> dict[int, int]:

@@ -1,5 +1,6 @@
 """Cross-entropy that stays pure, with the boundary loss added to what is trained and logged beside it."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from fairseq.logging import metrics
 from torch import Tensor
 
 from dynamic_pooling.config import DynamicPoolingCriterionConfig
+from fairseq_efficient.flags import check_least
 from fairseq_efficient.modules.pure_cross_entropy import PureCrossEntropy
 from fairseq_efficient.rates import rate
 
@@ -30,6 +32,7 @@ class DynamicPoolingCrossEntropy(PureCrossEntropy):
 
     def __init__(self, task: Any, sentence_avg: bool, boundary_loss_weight: float, no_sampled_eval: bool):
         super().__init__(task, sentence_avg)
+        check_least(SimpleNamespace(boundary_loss_weight=boundary_loss_weight), 0, "boundary_loss_weight")
         self.boundary_loss_weight, self.sampled_eval = boundary_loss_weight, not no_sampled_eval
 
     def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor, size: Any) -> tuple[Tensor, dict[str, Any]]:
@@ -38,7 +41,7 @@ class DynamicPoolingCrossEntropy(PureCrossEntropy):
         if boundary is not None:
             weighted = self.boundary_loss_weight * boundary
             sums["_boundary_loss"] = weighted.detach()
-            loss = loss + weighted * (size / sample["ntokens"])
+            loss = loss + weighted
         if self.sampled_eval and not model.training and extra.get("can_sample"):
             sums.update(self._sampled(model, sample))
         return loss, sums

@@ -10,6 +10,7 @@ from dynamic_pooling.decoder import HourglassDecoder, HourglassOptions
 from dynamic_pooling.layout import Layout, parse_layout
 from dynamic_pooling.stack import LayerOptions
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import check_least, check_scales, check_shares
 from fairseq_efficient.hub.loading import PretrainedLanguageModel
 from fairseq_efficient.plugin.flat_config import Architectures, complete_config, register_architectures
 from fairseq_efficient.precision import round_linear_weights_
@@ -132,19 +133,14 @@ def _check(cfg: Any, layout: Layout, kind: str) -> None:
             f"--boundaries-type {kind} with --model-config {cfg.model_config}: "
             + ("without boundaries there are no shortened layers" if kind == "none" else "has no shortened layers")
         )
-    for name, least in (("fixed_sf", 1), ("spikes_left", 1), ("decoder_embed_dim", 2), ("decoder_ffn_embed_dim", 1),
-                        ("decoder_head_dim", 0), ("shortened_embed_dim", 0), ("shortened_ffn_embed_dim", 0),
-                        ("shortened_attention_heads", 0), ("teacher_forcing_updates", 0)):  # fmt: skip
-        if getattr(cfg, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be at least {least}")
-    for name in ("dropout", "attention_dropout", "activation_dropout"):
-        if not 0 <= getattr(cfg, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be at least 0 and below 1")
-    if not 0 < cfg.prior < 1:
+    check_least(cfg, 1, "fixed_sf", "spikes_left", "decoder_ffn_embed_dim")
+    check_least(cfg, 2, "decoder_embed_dim")
+    check_least(cfg, 0, "decoder_head_dim", "shortened_embed_dim", "shortened_ffn_embed_dim",
+                "shortened_attention_heads", "teacher_forcing_updates")  # fmt: skip
+    check_shares(cfg, "dropout", "attention_dropout", "activation_dropout")
+    if not 1e-6 <= cfg.prior <= 1 - 1e-6:  # nearer to the ends the rate losses leave fp32's range
         raise UserError(f"--prior {cfg.prior}: must be between 0 and 1")
-    for name in ("temp", "init_std"):
-        if not getattr(cfg, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be greater than 0")
+    check_scales(cfg, "temp", "init_std")
     if str(cfg.upsampling) == "smooth" and kind not in PREDICTED:
         raise UserError(f"--upsampling smooth needs a predictor, but --boundaries-type {kind} has none")
     if str(cfg.pooling) == "last" and kind == "gumbel" and str(cfg.upsampling) == "copy":

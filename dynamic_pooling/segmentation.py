@@ -54,7 +54,8 @@ class TextSegmenter:
         self.unknown += int(ids[1:].eq(words.unk()).sum())
         found = torch.ones(len(ids), dtype=torch.bool)
         device = next(self.model.parameters()).device
-        for start, early in _windows(len(ids), self.window):
+        phase = self.options.fixed_sf if self.options.type == "fixed" else 1
+        for start, early in _windows(len(ids), self.window, phase):
             part = ids[early : start + self.window].to(device)
             closed = self.model(part[None])[1]["boundaries"][0].cpu()
             found[start : start + self.window] = closed[start - early :]
@@ -70,7 +71,8 @@ class TextSegmenter:
         return [decode(" ".join(symbols[start:end])) for start, end in pairwise(ends)]
 
 
-def _windows(total: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, where its context starts); windows aligned so that fixed segments keep their phase."""
+def _windows(total: int, size: int, phase: int) -> Iterator[tuple[int, int]]:
+    """(start, where its context starts): at a multiple of ``phase``, so that fixed segments keep theirs."""
     for start in range(0, total, size):
-        yield start, max(start - size // 2, 0)
+        early = max(start - size // 2, 0)
+        yield start, early - early % phase

@@ -15,17 +15,18 @@ from dynamic_pooling.causality import check_causality
 from dynamic_pooling.config import DynamicPoolingTaskConfig
 from fairseq_efficient.data.token_windows import TokenStream, WindowDataset, load_stream
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.plugin.prefilled_generation import PrefilledGenerator, cut_prefix
+from fairseq_efficient.plugin.prefilled_generation import PromptReader
 
 logger = logging.getLogger(__name__)
 
 
 @register_task("dynamic_pooling_lm", dataclass=DynamicPoolingTaskConfig)
-class DynamicPoolingTask(LanguageModelingTask):
+class DynamicPoolingTask(PromptReader, LanguageModelingTask):
     """Language modelling on ``dict.txt`` and ``SPLIT.{bin,idx}``, with ``SPLIT.boundaries.{bin,idx}`` if there are any
     (see ``scripts/prepare_lm.py``)."""
 
     needs_boundaries = False  # set by the model that is built: unigram boundaries are learned from data
+    _causal = False  # whether the model has been looked at
 
     @classmethod
     def setup_task(cls, args: Any, **kwargs: Any) -> Any:
@@ -35,8 +36,8 @@ class DynamicPoolingTask(LanguageModelingTask):
                 raise UserError(f"--{flag.replace('_', '-')}: the dynamic_pooling_lm task predicts the next token only")
         if args.output_dictionary_size >= 0 or args.shorten_method != "none":
             raise UserError("--output-dictionary-size and --shorten-method are not for the dynamic_pooling_lm task")
-        if args.tokens_per_sample < 1:
-            raise UserError(f"--tokens-per-sample {args.tokens_per_sample}: must be at least 1")
+        if args.tokens_per_sample < 1:  # fairseq-eval-lm subtracts --context-window
+            raise UserError("--tokens-per-sample must be at least 1, and more than --context-window")
         path = os.path.join(utils.split_paths(args.data or ".")[0], "dict.txt")
         if not os.path.isfile(path):
             raise UserError(f"{path}: no such file; prepare the data with scripts/prepare_lm.py or fairseq-preprocess")
@@ -94,31 +95,17 @@ class DynamicPoolingTask(LanguageModelingTask):
                 context=context_window,
                 sides=dataset.sides,
             )
-        return super().eval_lm_dataloader(dataset, context_window=0, **kwargs)
+        batches = super().eval_lm_dataloader(dataset, context_window=0, **kwargs)
+        if not len(batches):
+            raise UserError("--num-shards: no batch is left for this --shard-id; take fewer shards or smaller batches")
+        return batches
 
     # --- steps --------------------------------------------------------------------------------------------------
 
     def train_step(
         self, sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int, ignore_grad: bool = False
     ) -> Any:
-        if update_num == 0 and str(self.args.check_causality) == "new" and not getattr(self, "_causal", False):
+        if update_num == 0 and str(self.args.check_causality) == "new" and not self._causal:
             check_causality(getattr(model, "module", model), len(self.dictionary), self.dictionary.nspecial)
             self._causal = True
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
-
-    def build_generator(self, models: Any, args: Any, **kwargs: Any) -> Any:
-        """fairseq's generator; unless it is a special one, prompts are read by one forward, not token by token."""
-        return super().build_generator(models, args, **{"seq_gen_cls": _generator_class(args), **kwargs})
-
-    def inference_step(
-        self, generator: Any, models: Any, sample: Any, prefix_tokens: Any = None, constraints: Any = None
-    ) -> Any:
-        """Prompts end where their document does (at EOS), and rows with shorter ones go on freely."""
-        if prefix_tokens is not None:
-            prefix_tokens = cut_prefix(prefix_tokens, self.dictionary.eos(), self.dictionary.pad())
-        return super().inference_step(generator, models, sample, prefix_tokens, constraints)
-
-
-def _generator_class(args: Any) -> Any:
-    special = getattr(args, "print_alignment", None) or getattr(args, "constraints", None)
-    return None if special else PrefilledGenerator

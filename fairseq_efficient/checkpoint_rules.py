@@ -122,7 +122,9 @@ def _check_name(kind: str, name: Any, source: Any, path: str) -> None:
         return
     user_dir = os.path.basename(str(_get(_get(source, "common"), "user_dir") or "").rstrip("/"))
     if registered is None and user_dir in (*SYSTEMS, "efficient_systems"):
-        raise UserError(f"checkpoint {path} needs a plugin for its {kind} {name!r}: add --user-dir {user_dir}")
+        loaded = [one for one in SYSTEMS if one in sys.modules]  # fairseq takes one --user-dir
+        wanted = "efficient_systems, which has all systems" if loaded else user_dir
+        raise UserError(f"checkpoint {path} needs a plugin for its {kind} {name!r}: say --user-dir {wanted}")
     raise UserError(f"checkpoint {path} refused: its {kind} {name!r} is neither ours nor one of the stock ones we load")
 
 

@@ -49,8 +49,8 @@ class SearchCriterion(PureCrossEntropy):
             sums["_arch_loss"] = loss.data
         if not self.latency["weight"]:
             return loss, sums
-        trained = self._with_latency(loss, decoder, size)
-        sums["_aux/latency"] = (trained - loss).detach() / size
+        trained = self._with_latency(loss, decoder, sample["ntokens"])
+        sums["_aux/latency"] = (trained - loss).detach() / sample["ntokens"]
         return trained, sums
 
     def compute_loss(self, model: Any, net_output: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, Tensor]:
@@ -78,17 +78,17 @@ class SearchCriterion(PureCrossEntropy):
             self._costs = read_table(table, shape) if table else flop_costs(shape)
         return self._costs
 
-    def _with_latency(self, loss: Tensor, decoder: Any, size: Any) -> Tensor:
-        """``loss``: summed over ``size`` tokens."""
+    def _with_latency(self, loss: Tensor, decoder: Any, tokens: Any) -> Tensor:
+        """``loss``: summed over so many tokens."""
         costs, weight = self.costs(decoder), self.latency["weight"]
         expected = costs.expected(decoder.probabilities())
         if str(self.latency["loss"]) == "product":
             return loss * (weight * torch.log1p(1000 * expected) ** self.latency["power"])
         target = self.latency["target"]
         if target:
-            return loss + weight * size * (expected / target - 1).clamp(min=0)
+            return loss + weight * tokens * (expected / target - 1).clamp(min=0)
         most = max(costs.blocks) * len(decoder.blocks)
-        return loss + weight * size * expected / most
+        return loss + weight * tokens * expected / most
 
     @torch.no_grad()
     def _architecture(self, decoder: Any) -> dict[str, Any]:

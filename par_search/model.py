@@ -1,12 +1,12 @@
 """The models ``par_lm`` and ``par_supernet``: flags to parts, with one line for each mistake."""
 
 import logging
-import math
 from typing import Any
 
 from fairseq.models import register_model
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import check_least, check_scales, check_shares
 from fairseq_efficient.hub.loading import PretrainedLanguageModel
 from fairseq_efficient.modules.adaptive_softmax import read_cutoffs
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach
@@ -98,13 +98,9 @@ class SupernetLanguageModel(BlockLanguageModel):
 
 
 def temperature(cfg: Any) -> Temperature:
-    """UserError for a temperature that is not positive, or a schedule without end."""
-    for name in ("tau_start", "tau_end"):
-        value = getattr(cfg, name)
-        if not value > 0 or not math.isfinite(value):
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be greater than 0")
-    if cfg.tau_updates < 0:
-        raise UserError(f"--tau-updates {cfg.tau_updates}: must not be negative")
+    """UserError for a temperature that is no such, or a schedule without end."""
+    check_scales(cfg, "tau_start", "tau_end")
+    check_least(cfg, 0, "tau_updates")
     updates = cfg.tau_updates
     if not updates:
         known = isinstance(cfg.max_update, int) and cfg.max_update > 0
@@ -157,15 +153,11 @@ def decoder_options(cfg: Any, dictionary: Any) -> DecoderOptions:
 
 
 def _check_ranges(cfg: Any) -> None:
-    for name, least in (("decoder_embed_dim", 2), ("decoder_ffn_embed_dim", 1), ("decoder_attention_heads", 1),
-                        ("decoder_head_dim", 0), ("mem_len", 0), ("clamp_len", -1)):  # fmt: skip
-        if getattr(cfg, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be at least {least}")
-    for name in ("dropout", "attention_dropout", "activation_dropout", "adaptive_softmax_dropout"):
-        if not 0 <= getattr(cfg, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: must be at least 0 and below 1")
-    if not cfg.init_std > 0:
-        raise UserError(f"--init-std {cfg.init_std}: must be greater than 0")
+    check_least(cfg, 1, "decoder_ffn_embed_dim", "decoder_attention_heads")
+    for name, least in (("decoder_embed_dim", 2), ("decoder_head_dim", 0), ("mem_len", 0), ("clamp_len", -1)):
+        check_least(cfg, least, name)
+    check_shares(cfg, "dropout", "attention_dropout", "activation_dropout", "adaptive_softmax_dropout")
+    check_scales(cfg, "init_std")
 
 
 def _cutoffs(cfg: Any, dictionary: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

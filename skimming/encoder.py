@@ -135,7 +135,7 @@ class SkimEncoder(TransformerEncoder):
             if runs is None or runs[number]:
                 alive = self._decide(number, x, protected, alive)
                 x = self._layer(number, x, padding, alive)
-            masks.append((~padding).float() if alive is None else alive)
+            masks.append(torch.ones_like(padding, dtype=torch.float) if alive is None else alive)
             if return_all_hiddens:
                 states.append(x)
         if self.layer_norm is not None:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import data_utils
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.hub.text_models import check_texts
 from fairseq_efficient.text.classification.read import Labelled
 from fairseq_efficient.text.classification.rows import Coder
 from fairseq_efficient.text.reading import parse_json
@@ -90,7 +91,7 @@ def token_table(subwords: Subwords, task: Any) -> np.ndarray:
     return subwords.table(symbols, f"{task.cfg.data}/input0/dict.txt")
 
 
-class Classifier:
+class Classifier(nn.Module):
     """A model with a classification head, in evaluation mode, and the tokenizer of its data.
 
     Args:
@@ -99,7 +100,9 @@ class Classifier:
     """
 
     def __init__(self, model: Any, task: Any, data: Data, max_tokens: int = 16384, batch_size: int = 256):
-        self.model, self.task, self.data = model.eval(), task, data
+        super().__init__()
+        self.model, self.task, self.data = model, task, data
+        self.eval()
         self.max_tokens, self.batch_size = max_tokens, batch_size
         self.head = task.cfg.classification_head_name
         missing = self.head in getattr(model, "untrained_heads", ())
@@ -119,11 +122,6 @@ class Classifier:
         """Where the model is."""
         found: torch.device = next(self.model.parameters()).device
         return found
-
-    def to(self, device: Any) -> "Classifier":
-        """Move the model."""
-        self.model.to(device)
-        return self
 
     @property
     def classes(self) -> list[str]:
@@ -219,10 +217,21 @@ class Classifier:
         return [one for one in found if one is not None]
 
     def classify(self, texts: Any) -> Any:
-        """The prediction for each text, in their order: texts, or pairs of texts; one for a single text."""
+        """The prediction for each text, in their order: texts, or pairs of texts; one for a single text.
+
+        Raises:
+            UserError: what is no text, or not as many to a row as the model was trained with.
+        """
         if isinstance(texts, str):
             return self.classify([texts])[0]
-        return self.predict([(text,) if isinstance(text, str) else tuple(text) for text in texts])
+        rows = [(text,) if isinstance(text, (str, bytes)) else tuple(text) for text in texts]
+        for place, row in enumerate(rows):
+            if len(row) != self.data.inputs:
+                raise UserError(f"row {place} (from 0): {len(row)} texts, the model takes {self.data.inputs}")
+            check_texts(row)
+        return self.predict(rows)
+
+    forward = classify
 
     def prediction(self, logits: Tensor) -> Prediction:
         """What scores (classes,) mean."""

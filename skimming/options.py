@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import FARTHEST, check_blocks, check_least, check_scales, check_shares, flag
 
 _POSITIVE = (
     "encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads", "max_positions",
@@ -84,21 +85,18 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
 
 def check(cfg: Any) -> None:
     """Raises UserError for flags that are out of range or cannot work together."""
-    for name in _POSITIVE:
-        if getattr(cfg, name) < 1:
-            raise UserError(f"{_flag(cfg, name)}: must be at least 1")
-    for name in _PROBABILITIES:
-        if not 0 <= getattr(cfg, name) < 1:
-            raise UserError(f"{_flag(cfg, name)}: must be at least 0 and below 1")
-    for name in ("skim_tau", "skim_lr_scale", "layer_norm_eps"):
-        if not 0 < getattr(cfg, name) < math.inf:
-            raise UserError(f"{_flag(cfg, name)}: must be greater than 0")
-    for name in ("skim_predictor_dim", "num_segments", "skim_noise", "skim_noise_updates"):
-        if not 0 <= getattr(cfg, name) < math.inf:
-            raise UserError(f"{_flag(cfg, name)}: must not be negative")
-    for name in ("skim_init_bias", "skim_threshold"):
-        if math.isnan(getattr(cfg, name)):
-            raise UserError(f"{_flag(cfg, name)}: must be a number")
+    check_least(cfg, 1, *_POSITIVE)
+    check_shares(cfg, *_PROBABILITIES)
+    check_scales(cfg, "skim_tau", "skim_lr_scale")
+    if not 0 < cfg.layer_norm_eps < math.inf:
+        raise UserError(f"{_flag(cfg, 'layer_norm_eps')}: must be greater than 0")
+    check_least(cfg, 0, "skim_predictor_dim", "num_segments", "skim_noise", "skim_noise_updates")
+    for name in ("skim_init_bias", "skim_noise"):
+        if not abs(getattr(cfg, name)) <= FARTHEST:
+            raise UserError(f"{_flag(cfg, name)}: must be between {-FARTHEST:g} and {FARTHEST:g}")
+    if math.isnan(cfg.skim_threshold):
+        raise UserError(f"{_flag(cfg, 'skim_threshold')}: must be a number")
+    check_blocks(cfg, "encoder_embed_dim", "encoder_ffn_embed_dim")
     if cfg.encoder_embed_dim % cfg.encoder_attention_heads:
         raise UserError(
             f"{_flag(cfg, 'encoder_attention_heads')} must divide --encoder-embed-dim {cfg.encoder_embed_dim}"
@@ -111,4 +109,4 @@ def check(cfg: Any) -> None:
 
 
 def _flag(cfg: Any, name: str) -> str:
-    return f"--{name.replace('_', '-')} {getattr(cfg, name)}"
+    return f"{flag(name)} {getattr(cfg, name)}"

@@ -39,6 +39,7 @@ def best_spans(
         scores (R, n), -inf where there are fewer spans; positions of their first and last tokens (R, n), int64.
     """
     rows, width = start.shape
+    longest = min(longest, width)
     places = torch.arange(width, device=start.device)
     outside = (places < first[:, None]) | (places >= last[:, None])
     start, end = start.float().masked_fill(outside, -torch.inf), end.float().masked_fill(outside, -torch.inf)

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from fairseq import utils
+from torch import nn
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.hub.text_models import check_texts
 from fairseq_efficient.text.subwords import find_tokenizer, read_subwords
 from skimming.hub import token_table
 from skimming.squad_decode import Answer, decode
@@ -58,7 +60,7 @@ class _Asked:
         return found
 
 
-class QuestionAnswerer:
+class QuestionAnswerer(nn.Module):
     """A model of task ``skim_squad`` in evaluation mode, and the tokenizer of its data.
 
     Args:
@@ -70,17 +72,14 @@ class QuestionAnswerer:
     """
 
     def __init__(self, model: Any, task: Any, data: Path, max_tokens: int = 16384):
-        self.model, self.task, self.max_tokens = model.eval(), task, max_tokens
+        super().__init__()
+        self.model, self.task, self.max_tokens = model, task, max_tokens
+        self.eval()
         self.head = task.cfg.classification_head_name
         if self.head in getattr(model, "untrained_heads", ()):
             raise UserError(f"the checkpoint has no head {self.head} for questions: fine-tune it")
         self.subwords = read_subwords(find_tokenizer(data))
         self.table = token_table(self.subwords, task)
-
-    def to(self, device: Any) -> "QuestionAnswerer":
-        """Move the model."""
-        self.model.to(device)
-        return self
 
     def answer(
         self, question: str | Sequence[str], paragraph: str | Sequence[str], threshold: float = 0.0, longest: int = 30
@@ -94,11 +93,14 @@ class QuestionAnswerer:
             longest: tokens of an answer.
 
         Raises:
-            UserError: an empty question or paragraph, or not as many of the one as of the other.
+            UserError: an empty question or paragraph, or not as many of the one as of the other; longest < 1.
         """
+        if longest < 1:
+            raise UserError(f"longest={longest}: must be at least 1")
         if isinstance(question, str):
             return self.answer([question], paragraph, threshold, longest)[0]
-        texts = [paragraph] * len(question) if isinstance(paragraph, str) else list(paragraph)
+        question = check_texts(question)
+        texts = check_texts([paragraph] * len(question) if isinstance(paragraph, str) else paragraph)
         if len(texts) != len(question):
             raise UserError(f"{len(question):,} questions, but {len(texts):,} paragraphs")
         pairs = list(zip(question, texts, strict=True))
@@ -115,6 +117,8 @@ class QuestionAnswerer:
                 score, start, end = answer.spans[0]
                 replies.append(Reply(text[start:end], start, end, score, answer.null_odds))
         return replies
+
+    forward = answer
 
     @torch.inference_mode()
     def _answers(self, asked: _Asked, longest: int) -> dict[int, Answer]:

@@ -47,6 +47,8 @@ def apply() -> None:
     recompute.recompute_as_it_was_computed()
     training.let_tasks_end_training()
     training.find_nan_in_any_module()
+    training.copy_tasks()
     generation.block_repeated_ngrams()
+    generation.name_missing_constraints()
     generation.read_what_is_typed()
     commands.check_commands()

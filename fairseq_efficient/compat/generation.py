@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_efficient.compat.patching import patch
+from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.reading import Bad, read_lines, read_typed
 
 
 def block_repeated_ngrams() -> None:
     """``--no-repeat-ngram-size`` blocks nothing without fairseq's CUDA extension: stock compares with the end of the
-    token *buffer*, which is padding until the last step, in a Python loop over hypotheses.
+    token *buffer*, which is padding until the last step, in a Python loop over hypotheses. And it forbids a prompt
+    that repeats itself, so that no hypothesis ever ends: what is forced stays possible.
     """
+    import torch
     from fairseq.ngram_repeat_block import NGramRepeatBlock
 
     def make_block(stock: Any) -> Any:
@@ -30,7 +33,32 @@ def block_repeated_ngrams() -> None:
 
         return _no_repeat_ngram
 
+    def keep_what_is_forced(stock: Any) -> Any:
+        def forward(self: Any, tokens: Any, lprobs: Any, *sizes: Any, **more: Any) -> Any:
+            value, place = lprobs.max(1, keepdim=True)
+            forced = lprobs.isfinite().sum(1, keepdim=True) == 1
+            found = stock(self, tokens, lprobs, *sizes, **more)
+            return found.scatter_(1, place, torch.where(forced, value, found.gather(1, place)))
+
+        return forward
+
     patch(NGramRepeatBlock, "_no_repeat_ngram", make_block)
+    patch(NGramRepeatBlock, "forward", keep_what_is_forced)
+
+
+def name_missing_constraints() -> None:
+    """``--constraints`` where the input has none is a TypeError: only fairseq-interactive reads them."""
+    from fairseq.search import LexicallyConstrainedBeamSearch
+
+    def make(stock: Any) -> Any:
+        def init_constraints(self: Any, batch_constraints: Any, beam_size: int) -> Any:
+            if batch_constraints is None:
+                raise UserError("--constraints: the input has none; fairseq-interactive reads them behind each line")
+            return stock(self, batch_constraints, beam_size)
+
+        return init_constraints
+
+    patch(LexicallyConstrainedBeamSearch, "init_constraints", make)
 
 
 def read_what_is_typed() -> None:

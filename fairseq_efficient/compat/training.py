@@ -76,3 +76,19 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (list, tuple, dict)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _tensors(part)
+
+
+def copy_tasks() -> None:
+    """A task cannot be copied or pickled, nor a model behind an interface, which has one: its state looks for the
+    dictionary of its factories among its factories, without end."""
+    from fairseq.tasks.fairseq_task import StatefulContainer
+
+    def make(stock: Any) -> Any:
+        def __getattr__(self: Any, name: str) -> Any:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            return stock(self, name)
+
+        return __getattr__
+
+    patch(StatefulContainer, "__getattr__", make)

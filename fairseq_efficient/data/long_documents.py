@@ -88,6 +88,9 @@ def cut_targets(sample: dict[str, Any], limit: int, pad: int) -> dict[str, Any]:
     if target is None or target.size(1) <= limit:
         return sample
     previous = sample["net_input"]["prev_output_tokens"]
+    if bool(target[:, 0].eq(pad).any()):  # --left-pad-target: the summaries' starts are kept, not their ends
+        target, previous = (one.gather(1, one.eq(pad).to(torch.uint8).argsort(dim=1, stable=True))
+                            for one in (target, previous))  # fmt: skip
     kept = target[:, :limit].contiguous()
     net_input = {**sample["net_input"], "prev_output_tokens": previous[:, :limit].contiguous()}
     return {**sample, "target": kept, "net_input": net_input, "ntokens": int(kept.ne(pad).sum())}

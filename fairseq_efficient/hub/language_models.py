@@ -1,31 +1,21 @@
 """A trained language model that continues and scores texts."""
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from fairseq.hub_utils import GeneratorHubInterface
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.hub.texts import text_coder
+from fairseq_efficient.hub.text_models import TextInterface, check_options, check_texts
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel
 
 WINDOW = 2048  # tokens that a model without memory reads at once
 
 
-class LanguageModelInterface(GeneratorHubInterface):
-    """fairseq's interface (``encode``, ``decode``, ``sample``, ``cuda``) whose texts are those of the prepared data.
-
-    Made by ``Model.from_pretrained``. Texts are cleaned as the training data was: a model of text8 sees lower case.
-    """
-
-    def __init__(self, model: Any, config: Any, task: Any, data: Path):
-        super().__init__(config, task, [model])
-        self.coder = text_coder(data, task.source_dictionary)
-        self.eval()
+class LanguageModelInterface(TextInterface):
+    """fairseq's interface (``encode``, ``decode``, ``sample``, ``cuda``) that continues and scores texts."""
 
     @property
     def model(self) -> Any:
@@ -35,23 +25,7 @@ class LanguageModelInterface(GeneratorHubInterface):
     @property
     def dictionary(self) -> Any:
         """fairseq's dictionary of its symbols."""
-        return self.task.source_dictionary
-
-    # --- texts ------------------------------------------------------------------------------------------------------
-
-    def encode(self, sentence: str) -> Tensor:
-        """A text as tokens (T,) int64 with EOS at the end, as fairseq's interfaces have it."""
-        if self.coder is None:
-            return super().encode(sentence)
-        tokens = self.coder.encode(self.coder.clean(sentence))
-        return torch.cat([tokens, tokens.new_tensor([self.dictionary.eos()])])
-
-    def decode(self, tokens: Tensor) -> str:
-        """Tokens as text; EOS and pads are left out."""
-        if self.coder is None:
-            return super().decode(tokens)
-        special = {self.dictionary.eos(), self.dictionary.pad(), self.dictionary.bos()}
-        return self.coder.decode([self.dictionary[one] for one in tokens.tolist() if one not in special])
+        return self.src_dict
 
     # --- continuing -------------------------------------------------------------------------------------------------
 
@@ -68,19 +42,28 @@ class LanguageModelInterface(GeneratorHubInterface):
             The continuation of each prompt, without it; a string for a string.
 
         Raises:
-            UserError: length < 1.
+            UserError: length < 1, what is no text, options that there are not or that are out of range.
         """
         if isinstance(prompts, str):
             return self.generate([prompts], beam, length, **options)[0]
-        if torch.is_tensor(prompts) or not all(isinstance(one, str) for one in prompts):
+        prompts = prompts if torch.is_tensor(prompts) else list(prompts)
+        if torch.is_tensor(prompts) or any(map(torch.is_tensor, prompts)):
             return super().generate(prompts, beam=beam, **options)
         if length < 1:
             raise UserError(f"length={length}: must be at least 1")
-        tokens = [self.encode(prompt) for prompt in prompts]
-        sizes = [len(one) - 1 for one in tokens]
-        limit = {"max_len_a": 0, "max_len_b": max(sizes, default=0) + length}
-        found = super().generate(tokens, beam=beam, **{**limit, **options})
-        return [self.decode(one[0]["tokens"][n : n + length]) for one, n in zip(found, sizes, strict=True)]
+        check_options(options, beam, len(self.tgt_dict), dict.fromkeys(("max_len_a", "max_len_b"), "say length="))
+        tokens = [self.encode(prompt) for prompt in check_texts(prompts)]
+        found = [""] * len(tokens)
+        for places in _searched_together(tokens, beam):
+            longest = max(len(tokens[place]) for place in places) - 1
+            limit = {"max_len_a": 0, "max_len_b": longest + length}
+            hypotheses = super().generate([tokens[place] for place in places], beam=beam, **{**options, **limit})
+            for place, one in zip(places, hypotheses, strict=True):
+                if not one:
+                    raise UserError(f"prompt {place} (from 0): no continuation is allowed (prefix_allowed_tokens_fn)")
+                start = len(tokens[place]) - 1
+                found[place] = self.decode(one[0]["tokens"][start : start + length])
+        return found
 
     # --- scoring ----------------------------------------------------------------------------------------------------
 
@@ -92,7 +75,8 @@ class LanguageModelInterface(GeneratorHubInterface):
         tokens = tokens.to(self.device)
         start = tokens.new_tensor([self.dictionary.eos()])
         before, after = torch.cat([start, tokens[:-1]]), tokens
-        blocks = self._blocks(before) if isinstance(self.model, StreamLanguageModel) else self._windows(before)
+        remembers = isinstance(self.model, StreamLanguageModel) and hasattr(self.task, "evaluation_tokens")
+        blocks = self._blocks(before) if remembers else self._windows(before)
         found, done = [], 0
         for output, skip in blocks:
             scores = self.model.get_normalized_probs(output, log_probs=True)[0, skip:].float()
@@ -104,8 +88,9 @@ class LanguageModelInterface(GeneratorHubInterface):
     def _blocks(self, tokens: Tensor) -> Iterator[tuple[Any, int]]:
         """Outputs of blocks one after another, with memory."""
         memory: Any = None
+        most = self.task.args.eval_mem_len
         for block in tokens.split(self.task.evaluation_tokens()):
-            logits, extra = self.model.decoder(block[None], memory=memory)
+            logits, extra = self.model.decoder(block[None], memory=memory, memory_length=most)
             memory = extra.pop("memory")
             yield (logits, extra), 0
 
@@ -124,7 +109,7 @@ class LanguageModelInterface(GeneratorHubInterface):
         """
         if isinstance(sentences, str):
             return self.score([sentences], **options)[0]
-        return [self._score(sentence) for sentence in sentences]
+        return [self._score(sentence) for sentence in check_texts(sentences)]
 
     def _score(self, text: str) -> dict[str, Any]:
         tokens = self.encode(text)[:-1]
@@ -139,3 +124,14 @@ class LanguageModelInterface(GeneratorHubInterface):
             "perplexity": math.exp(-mean) if mean > -700 else math.inf,
             "bits_per_character": bits / characters if characters else math.nan,
         }
+
+
+def _searched_together(tokens: Sequence[Tensor], beam: int) -> list[list[int]]:
+    """Places of prompts that one search may serve. A beam goes on until the longest prompt of a batch has its length,
+    and could end elsewhere alone: then those of one length."""
+    if beam == 1:
+        return [list(range(len(tokens)))] if tokens else []
+    found: dict[int, list[int]] = {}
+    for place, one in enumerate(tokens):
+        found.setdefault(len(one), []).append(place)
+    return list(found.values())

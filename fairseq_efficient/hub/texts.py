@@ -1,6 +1,7 @@
 """Text as the tokens a model was trained on, and back: what the prepared data says about it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,14 +52,25 @@ def text_coder(folder: Path, dictionary: Any) -> TextCoder | None:
     if kind == "subwords":
         processor = spm.load_model(read_file(folder / MODEL), str(folder / MODEL))
         pieces = SubwordCoder(processor, symbols, str(folder / MODEL))
-        return TextCoder(clean, lambda text: _tensor(pieces.encode(text)), _join_pieces)
+        return TextCoder(clean, partial(_encode, pieces), _join_pieces)
     coder = Coder(symbols, kind)
-    if kind == "bytes":
-        decode = decode_bytes
-        return TextCoder(clean, lambda text: _tensor(coder.encode(text.encode())), lambda one: decode(" ".join(one)))
     if kind == "words":
-        return TextCoder(clean, lambda text: _tensor(coder.encode(text)), " ".join)
-    return TextCoder(clean, lambda text: _tensor(coder.encode(text)), lambda one: decode_characters(" ".join(one)))
+        return TextCoder(clean, partial(_encode, coder), " ".join)
+    kinds = {"bytes": (_encode_bytes, decode_bytes)}
+    encode, decode = kinds.get(kind, (_encode, decode_characters))
+    return TextCoder(clean, partial(encode, coder), partial(_decode, decode))
+
+
+def _encode(coder: Any, text: str) -> Tensor:
+    return _tensor(coder.encode(text))
+
+
+def _encode_bytes(coder: Any, text: str) -> Tensor:
+    return _tensor(coder.encode(text.encode()))
+
+
+def _decode(decode: Callable[[str], str], symbols: Sequence[str]) -> str:
+    return decode(" ".join(symbols))
 
 
 class _Cleaner:
@@ -84,10 +96,11 @@ def _of_documents(folder: Path, symbols: list[str], form: str) -> TextCoder:
     processor = spm.load_spm(read_file(folder / MODEL), str(folder / MODEL))
     table = spm.id_map(processor, symbols, "the dictionary")
 
-    def encode(text: str) -> Tensor:
-        return _tensor(table[np.array(processor.encode(text, out_type=int), dtype=np.int64)])
+    return TextCoder(partial(clean_source, form=form), partial(_encode_pieces, processor, table), _join_pieces)
 
-    return TextCoder(lambda text: clean_source(text, form), encode, _join_pieces)
+
+def _encode_pieces(processor: Any, table: np.ndarray, text: str) -> Tensor:
+    return _tensor(table[np.array(processor.encode(text, out_type=int), dtype=np.int64)])
 
 
 def _join_pieces(pieces: Sequence[str]) -> str:

@@ -16,8 +16,8 @@ class PureCrossEntropy(CrossEntropyCriterion):
         """What is trained, and what is logged beside ``loss``.
 
         Args:
-            extra: what the model returned beside its output. loss: cross-entropy, summed; size: over so many tokens (or
-                sentences).
+            extra: what the model returned beside its output. loss: cross-entropy, summed over tokens, as what is added
+                must be. size: by what fairseq divides both, tokens or (``--sentence-avg``) sentences.
 
         Returns:
             the loss that gets a gradient, and sums: names that begin with ``_`` are those of ``reduce_metrics``.

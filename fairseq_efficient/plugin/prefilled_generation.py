@@ -11,6 +11,8 @@ import torch
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor
 
+from fairseq_efficient.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
@@ -114,9 +116,12 @@ class PromptReader:
         return True
 
     def build_generator(self, models: Any, args: Any, **kwargs: Any) -> Any:
-        """fairseq's generator; unless it is a special one, prompts are read by one forward, not token by token."""
-        special = getattr(args, "print_alignment", None) or getattr(args, "constraints", None)
-        if not special and self.can_prefill(models):
+        """fairseq's generator; prompts are read by one forward, not token by token. UserError for options that need a
+        source beside the text."""
+        for name in ("print_alignment", "constraints"):
+            if getattr(args, name, None):
+                raise UserError(f"--{name.replace('_', '-')}: not for language models")
+        if self.can_prefill(models):
             kwargs = {"seq_gen_cls": PrefilledGenerator, **kwargs}
         return super().build_generator(models, args, **kwargs)  # type: ignore[misc]
 

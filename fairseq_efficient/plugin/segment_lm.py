@@ -16,6 +16,7 @@ from omegaconf import II
 from fairseq_efficient.data.token_stream import Lanes, LanesIterator, StreamDataset, evaluation_lanes, training_lanes
 from fairseq_efficient.data.token_windows import load_stream
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import check_least
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel
 from fairseq_efficient.plugin.batch_split import step_by_parts
 from fairseq_efficient.plugin.prefilled_generation import PromptReader
@@ -105,14 +106,13 @@ class SegmentLMTask(PromptReader, LanguageModelingTask):
         if str(args.sample_break_mode or "none") != "none":
             raise UserError(f"--sample-break-mode {args.sample_break_mode}: the segment_lm task reads a stream (none)")
         if args.tokens_per_sample < 0:  # fairseq-eval-lm subtracts --context-window
-            raise UserError("--tokens-per-sample must not be negative, and --context-window is not for the segment_lm "
-                            "task: memory is the context (--eval-mem-len)")  # fmt: skip
+            raise UserError("--context-window is not for the segment_lm task: memory is the context (--eval-mem-len); "
+                            "nor is a negative --tokens-per-sample")  # fmt: skip
         for name, least in (
             ("eval_tokens_per_sample", 1), ("eval_mem_len", 0), ("eval_warmup", 0), ("batch_split", 1)
         ):  # fmt: skip
-            value = getattr(args, name, None)
-            if value is not None and value < least:
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+            if hasattr(args, name):
+                check_least(args, least, name)
         path = os.path.join(utils.split_paths(args.data or ".")[0], "dict.txt")
         if not os.path.isfile(path):
             raise UserError(f"{path}: no such file; prepare the data with scripts/prepare_lm.py or fairseq-preprocess")

@@ -2,9 +2,9 @@
 
 A boundary is 1 on the last character of a segment. Words are what stands between separators: space, newline and, in the
 streams of :mod:`.language_models.read`, the end of a document. Each word is encoded by itself, once, and every piece of
-it is a segment, except that the separator after the word joins its last piece and so carries the boundary. A separator without
-a word before it (the second of two spaces) is a segment of its own. A word at the end of a text closes with its last
-character. Joined, the segments are the text; between the letters of a word they are the model's own pieces.
+it is a segment, except that the separator after the word joins its last piece and so carries the boundary. A separator
+without a word before it (the second of two spaces) is a segment of its own. A word at the end of a text closes with its
+last character. Joined, the segments are the text; between the letters of a word they are the model's own pieces.
 """
 
 from collections.abc import Iterable, Iterator

@@ -260,7 +260,7 @@ def test_p17_decoding_is_the_full_forward(flags: dict[str, Any], prompt: int):
     assert_close(decoded(model, stream, prompt), model.decoder(stream)[0], 1e-10, 1e-10)
 
 
-@pytest.mark.parametrize("flags", [{}, SPANS, {**SPANS, "dynamic_span": True}, {"pers_mem_size": 5}], ids=str)
+@variants
 @pytest.mark.parametrize("most", [0, 1, 5, 30])
 @torch.no_grad()
 def test_decoding_remembers_no_more_than_asked(flags: dict[str, Any], most: int):

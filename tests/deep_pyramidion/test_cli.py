@@ -181,7 +181,7 @@ def test_a_source_beyond_the_checkpoint_is_cut_and_counted(pair_data: Path, plai
     ("more", "message"),
     [
         (("--enc-layers-and-token-width", "0:8,1:9"), "layer 1 keeps 9 tokens but only 8 reach it"),
-        (("--chunk-size", "-4"), "--chunk-size must be at least 1, got -4"),
+        (("--chunk-size", "-4"), "--chunk-size -4: must be at least 1"),
         (("--topk-softmax-base", "0.9"), "--topk-softmax-base must be greater than 1"),
         (("--encoder-attention-heads", "5"), "--encoder-attention-heads 5 must divide --encoder-embed-dim 16"),
     ],

@@ -194,7 +194,7 @@ def test_interactive_with_spaces(trained: dict[str, Path], stream_data: Path, tm
         (("--whitespace-symbols", "#"), "--whitespace-symbols '#': not in the dictionary"),
         (("--decoder-attention-heads", "3"), "--decoder-attention-heads 3 must divide the width 16"),
         (("--upsampling", "smooth"), "--upsampling smooth needs a predictor"),
-        (("--tokens-per-sample", "0"), "--tokens-per-sample 0: must be at least 1"),
+        (("--tokens-per-sample", "0"), "--tokens-per-sample must be at least 1, and more than --context-window"),
         (("--dropout", "1"), "--dropout 1.0: must be at least 0 and below 1"),
         (("--self-target",), "--self-target: the dynamic_pooling_lm task predicts the next token only"),
     ],

@@ -63,6 +63,12 @@ def test_cutting() -> None:
     assert cut["net_input"]["prev_output_tokens"].tolist() == [[2, 4, 5, 6], [2, 4, 5, 1]]
     assert batch["target"].size(1) == 9 and cut_targets(batch, 9, pad=1) is batch
     assert select_rows(batch, torch.tensor([False, True]))["id"].tolist() == [1]
+    left = references.collater([references[0], references[1]])
+    for rows in (left["target"], left["net_input"]["prev_output_tokens"]):
+        rows[1] = rows[1].roll(int(rows[1].eq(1).sum()))  # as --left-pad-target collates
+    again = cut_targets(left, 4, pad=1)
+    assert torch.equal(again["target"], cut["target"]) and again["ntokens"] == 7
+    assert torch.equal(again["net_input"]["prev_output_tokens"], cut["net_input"]["prev_output_tokens"])
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 16, 21, 40])

@@ -107,7 +107,7 @@ def losses_by_hand(model: Any, tokens: torch.Tensor, count: int, lanes: int = 4,
 
 def test_each_stream_has_a_memory_of_its_own(stream_data: Path, tmp_path: Path):
     """Nothing is learned and the noise drowns: losses are those of loops over the two parts of the stream (bug 17)."""
-    output = train(stream_data, tmp_path, "--lr", 0, "--arch-lr", 0, "--tau-start", 1e8, "--tau-end", 1e8,
+    output = train(stream_data, tmp_path, "--lr", 0, "--arch-lr", 0, "--tau-start", 1e6, "--tau-end", 1e6,
                    "--max-update", 26, "--disable-validation", "--dropout", 0)  # fmt: skip
     models, _, task = checkpoint_utils.load_model_ensemble_and_task(
         [str(tmp_path / "checkpoint_last.pt")], {"data": str(stream_data)}
@@ -246,7 +246,7 @@ def test_the_latency_term_makes_attention_rarer(stream_data: Path, tmp_path: Pat
     [
         (("--tau-start", "0"), "--tau-start 0.0: must be greater than 0"),
         (("--tau-end", "-1"), "--tau-end -1.0: must be greater than 0"),
-        (("--tau-updates", "-1"), "--tau-updates -1: must not be negative"),
+        (("--tau-updates", "-1"), "--tau-updates -1: must be at least 0"),
         (("--mem-len", "-1"), "--mem-len -1: must be at least 0"),
         (("--clamp-len", "-2"), "--clamp-len -2: must be at least -1"),
         (("--same-length", "--mem-len", "0"), "--same-length needs --mem-len"),

@@ -103,7 +103,7 @@ def test_a_split_without_a_usable_question_is_one_line(tmp_path: Path) -> None:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("longest", [1, 3, 30])
+@pytest.mark.parametrize("longest", [1, 3, 30, 10**9])
 def test_best_spans_are_the_best_of_all(longest: int) -> None:
     start, end = torch.randn(4, 11), torch.randn(4, 11)
     first, last = torch.tensor([2, 3, 5, 4]), torch.tensor([10, 9, 7, 4])

@@ -29,7 +29,7 @@ def masked_attention(
     if rule == "renorm":
         weights = weights * mask
     total = weights.sum(-1, keepdim=True)
-    probs = weights / total.masked_fill(total == 0, 1.0)
+    probs = torch.where(total == 0, 0.0, weights / total.masked_fill(total == 0, 1.0))  # no key is kept: no gradient
     if rule == "postmult":
         probs = probs * mask
     probs = torch.dropout(probs, dropout_p, dropout_p > 0)

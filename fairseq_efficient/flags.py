@@ -1,0 +1,48 @@
+"""Values of flags that are out of range: one line that names the flag, worded alike everywhere."""
+
+import math
+from typing import Any
+
+from fairseq_efficient.errors import UserError
+
+FARTHEST = 1e6  # from 1, of a temperature or a deviation: beyond it half of a model's numbers leave fp32's range
+
+
+def flag(name: str) -> str:
+    """The flag of a configuration's field."""
+    return "--" + name.replace("_", "-")
+
+
+def check_least(cfg: Any, least: float, *names: str) -> None:
+    """UserError for values below ``least``, infinite ones and NaN; None is no value."""
+    for name in names:
+        value = getattr(cfg, name)
+        if value is not None and not least <= value < math.inf:
+            wanted = "finite" if value == math.inf else f"at least {least}"
+            raise UserError(f"{flag(name)} {value}: must be {wanted}")
+
+
+def check_shares(cfg: Any, *names: str) -> None:
+    """UserError unless each value is at least 0 and below 1, as what is dropped must be; None is no value."""
+    for name in names:
+        value = getattr(cfg, name)
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"{flag(name)} {value}: must be at least 0 and below 1")
+
+
+def check_scales(cfg: Any, *names: str) -> None:
+    """UserError unless each value is a factor that fp32 can compute with: greater than 0, from 10^-6 to 10^6."""
+    for name in names:
+        value = getattr(cfg, name)
+        if not value > 0:
+            raise UserError(f"{flag(name)} {value}: must be greater than 0")
+        if not 1 / FARTHEST <= value <= FARTHEST:
+            raise UserError(f"{flag(name)} {value}: must be between {1 / FARTHEST:g} and {FARTHEST:g}")
+
+
+def check_blocks(cfg: Any, *widths: str) -> None:
+    """UserError where ``--quant-noise-pq`` has blocks of weights that do not divide the widths."""
+    size = cfg.quant_noise_pq_block_size
+    for name in widths if cfg.quant_noise_pq else ():
+        if getattr(cfg, name) % size:
+            raise UserError(f"--quant-noise-pq-block-size {size}: must divide {flag(name)} {getattr(cfg, name)}")
