@@ -22,20 +22,26 @@ _ALLOWED = re.compile(
     r"torch\.nn\.parameter Parameter"
 )
 _LEGACY_PICKLES = 5  # of a file of torch < 1.6: magic number, version, system, the object, keys of storages
-MOST_OPTIONS = 100_000  # that a configuration may hold
+MOST_OPTIONS = 5_000  # that a configuration may hold
+_LARGE, _MOST_LARGE = 2**60, 1000  # whole numbers that may be made to collide as keys, and how many there may be
 _EXPANDED = 16 * 2**20  # bytes that a tensor may be larger than what is stored of it
 
 
 def refused_name(path: str) -> str | None:
-    """The first class or function in the pickles of ``path`` that is not allowed, or None.
+    """The first class or function in the pickles of ``path`` that is not allowed, or None; or too many huge numbers.
 
     Raises:
         Exception: the file is no pickle, as a parser says it.
     """
+    large = 0
     for file in _pickles(path):
         strings: list[str] = []
         for opcode, argument, _ in pickletools.genops(file):
             name = None
+            if isinstance(argument, int) and abs(argument) >= _LARGE:
+                large += 1
+                if large > _MOST_LARGE:
+                    return f"{large:,} whole numbers beyond 2**60"
             if opcode.name == "GLOBAL":
                 name = str(argument)
             elif opcode.name == "STACK_GLOBAL":
@@ -71,12 +77,16 @@ def expanded(state: Any) -> str | None:
     return None
 
 
-def leaves(value: Any, most: int = 1_000_000, deepest: int = 60) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, most: int = 1_000_000, deepest: int = 60, named: bool = False) -> Iterator[tuple[str, Any]]:
     """(key, value) of all that is no container in dicts, lists, tuples, sets and namespaces; the key is the last one on
     the way.
 
+    Args:
+        named: keys must be text.
+
     Raises:
-        UserError: there are more than ``most``, or deeper ones: lists in lists in lists that are all the same one.
+        UserError: there are more than ``most``, or deeper ones: lists in lists in lists that are all the same one; a
+            key that is no text.
     """
     stack = [("", value, 0)]
     while stack:
@@ -87,6 +97,8 @@ def leaves(value: Any, most: int = 1_000_000, deepest: int = 60) -> Iterator[tup
         if isinstance(value, argparse.Namespace):
             value = vars(value)
         if isinstance(value, dict):
+            if named and not all(isinstance(inner, str) for inner in value):
+                raise UserError(f"its {key or 'configuration'} has keys that are no text")
             stack.extend((str(inner), part, depth + 1) for inner, part in value.items())
         elif isinstance(value, (list, tuple, set)):
             stack.extend((key, part, depth + 1) for part in value)

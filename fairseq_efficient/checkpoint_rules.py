@@ -7,6 +7,7 @@
 import argparse
 import ast
 import contextlib
+import enum
 import os
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ EVALUATED = frozenset({
     "wer_args", "xformers_att_config",
 })  # fmt: skip
 
+_PLAIN = (bool, int, float, str, enum.Enum)
 _trusted: set[str] = set()
 
 
@@ -72,17 +74,37 @@ def check_bookkeeping(state: dict[str, Any], path: str) -> None:
 
 
 def check_options(value: Any, path: str) -> None:
-    """Refuse options that fairseq would run as code, and values that are nested without end.
+    """Refuse options that fairseq would run as code or put together anew, what is no plain value, and values that are
+    nested without end.
 
     Raises:
         UserError: as said.
     """
     try:
-        for key, text in _evaluated(value):
-            if not is_literal(text):
-                raise UserError(f"fairseq would run its {key} as code: {text[:80]!r}")
+        for key, one in leaves(value, MOST_OPTIONS, named=True):
+            if not isinstance(one, _PLAIN) and one is not None:
+                raise UserError(f"its {key} is no plain value but {type(one).__name__}")
+            if isinstance(one, str):
+                _check_text(key, one)
     except UserError as err:
         raise UserError(f"checkpoint {path} refused: {err}") from None
+
+
+def _check_text(key: str, text: str) -> None:
+    if key in EVALUATED and not is_literal(text):
+        raise UserError(f"fairseq would run its {key} as code: {text[:80]!r}")
+    if "${" in text:  # OmegaConf would: a few lines can stand for a text without end
+        raise UserError(f"its {key} refers to other options: {text[:80]!r}")
+
+
+def without_embed_paths(state: dict[str, Any]) -> None:
+    """Forget the files that embeddings were started from: the weights are here, and what is there now may be anything
+    (``/dev/zero``)."""
+    for source in (state.get("cfg"), state.get("args")):
+        model = source if isinstance(source, argparse.Namespace) else (source or {}).get("model")
+        values = vars(model) if isinstance(model, argparse.Namespace) else model
+        if isinstance(values, dict):
+            values.update({name: None for name in ("encoder_embed_path", "decoder_embed_path") if values.get(name)})
 
 
 @contextlib.contextmanager
@@ -156,11 +178,6 @@ def _is_ours(module: str) -> bool:
     file = getattr(sys.modules.get(top), "__file__", None)
     named = top in PACKAGES
     return named and file is not None and Path(file).resolve().parents[1] == Path(__file__).resolve().parents[1]
-
-
-def _evaluated(value: Any) -> Iterator[tuple[str, str]]:
-    """(option, text) wherever an option that stock code evaluates holds text."""
-    return ((key, text) for key, text in leaves(value, MOST_OPTIONS) if isinstance(text, str) and key in EVALUATED)
 
 
 def is_literal(text: str) -> bool:

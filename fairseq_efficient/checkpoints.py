@@ -11,14 +11,14 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
 from fairseq_efficient import checkpoint_pickles, tensor_files
-from fairseq_efficient.errors import CannotWrite, UserError
+from fairseq_efficient.errors import UserError
+from fairseq_efficient.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -149,50 +149,6 @@ def _age(path: str) -> tuple[int, float]:
         return int(state["optimizer_history"][-1]["num_updates"]), os.path.getmtime(path)
     except Exception:  # read_checkpoint will say what is wrong with it
         return -1, 0.0
-
-
-@contextlib.contextmanager
-def replacing(path: str) -> Iterator[BinaryIO]:
-    """A file to write that takes ``path``'s place when it is whole and on the disk, and is removed on any error.
-
-    Raises:
-        CannotWrite: an OSError with the number of the write's, naming ``path``, which is as it was before.
-    """
-    target = os.path.realpath(path)
-    temporary = target + ".tmp"
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if os.path.exists(target):
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    except BaseException as err:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        cause = _os_error(err)
-        if cause is None:
-            raise
-        why = f"{cause.strerror or cause}; an earlier file of that name is as it was"
-        raise CannotWrite(cause.errno, why, str(path)) from err
-    _sync_folder(os.path.dirname(target))
-
-
-def _os_error(err: BaseException | None) -> OSError | None:
-    """The OSError behind ``err``: torch.save hides a full disk behind a RuntimeError of its zip writer."""
-    while err is not None and not isinstance(err, OSError):
-        err = err.__cause__ or err.__context__
-    return err
-
-
-def _sync_folder(folder: str) -> None:
-    with contextlib.suppress(OSError):  # not every file system syncs folders
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def atomic_copy(source: str, target: str) -> None:

@@ -3,7 +3,6 @@
 Costs are of one forward, in the order of :data:`par_search.layout.KINDS`. K = M + T keys for T tokens, M remembered.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.files import write_json
 from fairseq_efficient.text.reading import parse_json
 from par_search.blocks import BlockOptions
 from par_search.layout import KINDS
@@ -109,10 +109,7 @@ def write_table(path: Path, shape: Shape, milliseconds: Sequence[float], rest: f
     """UserError if the file cannot be written."""
     ms = dict(zip(KINDS, (float(f"{one:.5g}") for one in milliseconds), strict=True))
     table = {"kind": TABLE, "shape": asdict(shape), "ms": ms, "rest_ms": float(f"{rest:.5g}"), **head}
-    try:
-        path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    except OSError as err:
-        raise UserError(f"{path}: {err.strerror}") from None
+    write_json(path, table)
 
 
 def _numbers(path: str, found: Mapping[str, Any]) -> tuple[float, float, float]:

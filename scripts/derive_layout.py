@@ -3,7 +3,6 @@
 CHECKPOINT`."""
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.files import check_output, write_json
 
 EPILOG = """
 how the layout is chosen
@@ -67,8 +67,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--relative is for --budget")
     if not args.checkpoint.is_file():
         raise UserError(f"{args.checkpoint}: no such file")
-    if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise UserError(f"--json {args.json}: {'is a folder' if args.json.is_dir() else 'no such folder'}")
+    check_output(args.json, "--json", args.checkpoint)
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -187,7 +186,7 @@ def main() -> None:
     found["command"] = retrain_command(cfg, layout, folder)
     print(f"train it:\n{found['command']}")
     if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, found, "--json")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 """What a model has to beat on prepared data: `python scripts/floors.py DATA --subset test`."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.files import check_output, write_json
 from fairseq_efficient.text.classification import floors as classification_floors
 from fairseq_efficient.text.language_models import floors as lm_floors
 
@@ -63,13 +63,11 @@ def main() -> None:
     args = get_parser().parse_args()
     if args.order is not None and not 0 <= args.order <= 20:
         raise UserError(f"--order {args.order}: must be from 0 to 20")
+    check_output(args.json, "--json")
     found = find(args.data, args.subset, args.order)
     print("\n".join(lines(found)))
     if args.json is not None:
-        try:
-            args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        except OSError as err:
-            raise UserError(f"--json {args.json}: {err.strerror}") from None
+        write_json(args.json, found, "--json")
 
 
 if __name__ == "__main__":

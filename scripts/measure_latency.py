@@ -11,6 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.files import check_output
 
 EPILOG = """
 One forward without gradient over (--batch, --tokens) tokens after --memory remembered ones, and their loss. A block's
@@ -52,8 +53,7 @@ def check(args: argparse.Namespace) -> None:
     for layout in layouts_of(args):
         if not layout or set(layout) - set("afi"):
             raise UserError(f"--layouts {args.layouts}: expected layouts of a, f and i with commas between them")
-    if not args.table.parent.is_dir() or args.table.is_dir():
-        raise UserError(f"{args.table}: {'is a folder' if args.table.is_dir() else 'no such folder'}")
+    check_output(args.table, "", args.checkpoint)
 
 
 def layouts_of(args: argparse.Namespace) -> list[str]:

@@ -2,13 +2,13 @@
 """ROUGE of summaries, one a line: `score_rouge.py HYP REF`, or of `score_rouge.py --generate-log FILE`."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.files import check_output, write_json
 from fairseq_efficient.text.summarization.floors import floors
 from fairseq_efficient.text.summarization.generate_log import read_generate_log, read_texts
 from fairseq_efficient.text.summarization.rouge import Rouge, corpus_rouge, mean_words
@@ -59,6 +59,7 @@ def main() -> None:
     args = get_parser().parse_args()
     if args.bootstrap < 0:
         raise UserError(f"--bootstrap {args.bootstrap}: must not be negative")
+    check_output(args.json, "--json", *args.files, args.generate_log, args.floors)
     references, hypotheses = read_pairs(args)
     systems = {"model": hypotheses}
     if args.floors is not None:
@@ -71,12 +72,7 @@ def main() -> None:
         results[name] = corpus_rouge(references, texts, not args.no_stemmer, args.bootstrap, args.seed)
         print(f"{name + ': ' if args.floors else ''}{results[name]}", flush=True)
     if args.json is not None:
-        try:
-            args.json.write_text(
-                json.dumps({k: v.as_dict() for k, v in results.items()}, indent=1) + "\n", encoding="utf-8"
-            )
-        except OSError as err:
-            raise UserError(f"--json {args.json}: {err.strerror}") from None
+        write_json(args.json, {k: v.as_dict() for k, v in results.items()}, "--json")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "experiments")]
 from experiment_parts.stages import StageFailed, fairseq, read_training_log, run, show_training
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.files import write_json, write_text
 
 EPILOG = """
 What follows -- are the arguments of fairseq-train; --seed, --save-dir, --log-file, --log-format json and the plugin are
@@ -83,7 +84,7 @@ def train_one(words: list[str], folder: Path, seed: int) -> None:
     except OSError as err:
         raise UserError(f"{folder}: {err.strerror}") from None
     if not begun or not kept.exists():
-        kept.write_text(json.dumps(words) + "\n", encoding="utf-8")
+        write_json(kept, words)
     more = ["--seed", str(seed), "--save-dir", str(folder / "checkpoints"), "--log-format", "json", "--log-file",
             str(folder / "train.log")]  # fmt: skip
     if not any(word.split("=")[0] == "--user-dir" for word in words):
@@ -109,7 +110,7 @@ def derive_one(folder: Path, flags: str) -> dict[str, Any]:
     text = io.StringIO()
     with patch.object(sys, "argv", argv), contextlib.redirect_stdout(text):
         runpy.run_path(script)["main"]()
-    (folder / "layout.txt").write_text(text.getvalue(), encoding="utf-8")
+    write_text(folder / "layout.txt", text.getvalue())
     return dict(json.loads(result.read_text(encoding="utf-8")))
 
 
@@ -151,7 +152,7 @@ def main() -> int:
         return 1
     known = dict(sorted({**derived_before(args.run, words), **found}.items()))
     print(summary(known))
-    (args.run / "layouts.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    write_json(args.run / "layouts.json", known)
     for seed, one in found.items():
         print(f"train the layout of seed {seed}:\n{one['command']}")
     return 0

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import gc
 import itertools
-import json
 import os
 import signal
 import statistics
@@ -29,8 +28,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.bench.machine import provenance, this_command
-from fairseq_efficient.bench.rows import check_writable
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.files import check_output, write_json
 from tests.made_data import make_pair_data, make_sentence_data, make_stream_data
 from tests.reliability.systems import MAIN_SYSTEMS
 from tests.util import System, train_args
@@ -203,7 +202,7 @@ def main() -> int:
     unknown = [name for name in chosen if name not in names]
     if unknown:
         raise UserError(f"--systems {unknown[0]}: not one of {', '.join(names)}")
-    check_writable(args.json, "--json")
+    check_output(args.json, "--json")
     found = []
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         for system in MAIN_SYSTEMS:
@@ -213,7 +212,7 @@ def main() -> int:
                     print(describe(found[-1], args.limit), flush=True)
     if args.json:
         report = {**provenance(this_command(), 1), "limit_mb_per_minute": args.limit, "processes": found}
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, report, "--json")
     return 1 if any(grew(one, args.limit) for one in found) else 0
 
 

@@ -15,6 +15,7 @@ from readme_parts import benches, decision, pretrained, quality
 from readme_parts.files import load
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.files import write_text
 from fairseq_efficient.report import reliability
 
 BEGIN, END = "<!-- {}: written by scripts/update_readme.py from docs/results/*.json -->", "<!-- /{} -->"
@@ -60,7 +61,7 @@ def update(name: str, parts: Mapping[str, str], check: bool) -> int:
     if check:
         print(f"{name} is out of date: run scripts/update_readme.py")
         return 1
-    path.write_text(new, encoding="utf-8")
+    write_text(path, new)
     print(f"{name} written")
     return 0
 

@@ -13,9 +13,10 @@ import torch
 from fairseq_efficient.bench.machine import describe, provenance, this_command
 from fairseq_efficient.bench.parity import Check, agree
 from fairseq_efficient.bench.picture import draw
-from fairseq_efficient.bench.rows import HEADER, check_writable, summary, table_line, write_json
+from fairseq_efficient.bench.rows import HEADER, summary, table_line, write_rows
 from fairseq_efficient.bench.session import Session
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.files import check_output
 
 DTYPE = "of all models (default: fp32, on CUDA bf16); on the CPU bf16 is --cpu-bf16"
 
@@ -102,7 +103,7 @@ def whole_numbers(flag: str, text: str, least: int) -> list[int]:
 def check_files(args: argparse.Namespace) -> None:
     """UserError where ``--json`` or ``--png`` cannot be written."""
     for flag, path in (("--json", args.json), ("--png", args.png)):
-        check_writable(path, flag)
+        check_output(path, flag)
 
 
 def main(
@@ -160,7 +161,7 @@ def run(
         "complete": status == 0,
     }
     if args.json and bench.rows:
-        write_json(args.json, {**head, "settings": settings, "picture": {"ours": title, "sizes": axis}}, bench.rows)
+        write_rows(args.json, {**head, "settings": settings, "picture": {"ours": title, "sizes": axis}}, bench.rows)
         print(f"wrote {args.json}")
     if args.png and bench.rows:
         draw(args.png, bench.rows, title, f"{describe(head['machine'])}, {bench.setup.device}", axis)

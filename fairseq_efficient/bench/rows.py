@@ -3,7 +3,6 @@
 A row's name is ``<what>/<size>[/<variant>]/vs_<baseline>``. Times are medians in seconds, memory is in 2**20 bytes.
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from fairseq_efficient.bench.timing import Pair
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.files import write_json
 
 WHAT = {
     "encoder_forward", "train_step", "generate", "pooling", "attention", "packed_forward", "eval_latency", "softmax",
@@ -142,28 +142,16 @@ def summary(rows: list[Row]) -> str:
     return text + (f"; missed: {', '.join(missed)}" if missed else "")
 
 
-def write_json(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
+def write_rows(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
     """Write ``{**head, "rows": [...]}``, replacing the file at once. UserError if it cannot be written."""
-    document = {**head, "rows": [row.as_dict() for row in rows]}
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as err:
-        raise UserError(f"{path}: {err.strerror}") from None
+    write_json(path, {**head, "rows": [row.as_dict() for row in rows]})
 
 
 def read_rows(document: dict[str, Any]) -> list[Row]:
-    """The rows of what :func:`write_json` wrote. UserError if these are none."""
+    """The rows of what :func:`write_rows` wrote. UserError if these are none."""
     try:
         known = {field.name for field in fields(Row)}
         found = [{key: value for key, value in row.items() if key in known} for row in document["rows"]]
         return [Row(**{**row, "lines": tuple(row["lines"]) if row.get("lines") else None}) for row in found]
     except (AttributeError, KeyError, TypeError) as err:
         raise UserError(f"not the rows of a benchmark: {err}") from None
-
-
-def check_writable(path: Path | None, flag: str) -> None:
-    """UserError before anything is measured, not after an hour, if there is no such folder."""
-    if path is not None and (not path.parent.is_dir() or path.is_dir()):
-        raise UserError(f"{flag} {path}: {'is a folder' if path.is_dir() else 'no such folder'}")

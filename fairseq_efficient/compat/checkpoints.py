@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_efficient import checkpoint_sizes, checkpoints
-from fairseq_efficient.checkpoint_rules import check_bookkeeping, check_checkpoint
+from fairseq_efficient.checkpoint_rules import check_bookkeeping, check_checkpoint, without_embed_paths
 from fairseq_efficient.checkpoint_sizes import Bounded
 from fairseq_efficient.compat.patching import Overlay, patch
 from fairseq_efficient.errors import UserError
@@ -38,6 +39,7 @@ def _load(file: Any, **_: Any) -> dict[str, Any]:
     path, state = checkpoints.read_or_fall_back(file.name)
     check_checkpoint(state, path)
     check_bookkeeping(state, path)
+    without_embed_paths(state)
     return state
 
 
@@ -150,12 +152,22 @@ def name_what_does_not_fit() -> None:
     def make_ensemble_load(stock: Any) -> Any:
         def load_model_ensemble_and_task(filenames: Any, *args: Any, **kwargs: Any) -> Any:
             with _explained(", ".join(filenames)), Bounded():
-                return stock(filenames, *args, **kwargs)
+                found = stock(filenames, *args, **kwargs)
+            _check_finite(found[0], filenames)
+            return found
 
         return load_model_ensemble_and_task
 
     patch(Trainer, "load_checkpoint", make_trainer_load)
     patch(checkpoint_utils, "load_model_ensemble_and_task", make_ensemble_load)
+
+
+def _check_finite(models: Any, filenames: Any) -> None:
+    """UserError for weights that are not numbers: nothing that is computed with them is, and a search never ends."""
+    for model in models:
+        for name, weight in model.named_parameters():
+            if weight.is_floating_point() and not bool(weight.isfinite().all()):
+                raise UserError(f"checkpoint {', '.join(filenames)}: {name} holds NaN or infinity; take an earlier one")
 
 
 @contextlib.contextmanager
@@ -172,6 +184,10 @@ def _explained(path: str) -> Iterator[None]:
             raise UserError(f"checkpoint {path} does not fit this model: {describe_mismatch(text)}") from None
         if isinstance(inner, AssertionError) and "--reset-optimizer" in text:
             raise UserError(f"checkpoint {path}: {text}") from None
+        if isinstance(inner, OmegaConfBaseException):
+            raise UserError(f"checkpoint {path}: its configuration cannot be used: {text.splitlines()[0]}") from None
+        if isinstance(inner, IsADirectoryError):
+            raise UserError(f"--path {inner.filename}: is a folder; name a checkpoint in it") from None
         if isinstance(inner, OSError) and text.startswith("Model file not found: "):
             raise UserError(f"checkpoint {text.partition(': ')[2]} does not exist (--path)") from None
         raise

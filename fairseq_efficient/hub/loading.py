@@ -71,6 +71,9 @@ def complete(config: DictConfig) -> DictConfig:
             found[name] = OmegaConf.structured(kind())
         for name in ("tokenizer", "bpe"):
             found.setdefault(name, None)
+            for value in (found[name] or {}).values() if OmegaConf.is_dict(found[name]) else ():
+                if "://" in str(value):  # fairseq would fetch it
+                    raise UserError(f"the checkpoint's {name} is at {value}: fetch it yourself, and name the file")
     return found
 
 

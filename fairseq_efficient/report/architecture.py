@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from fairseq_efficient.checkpoints import replacing
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.files import replacing
 from fairseq_efficient.report.figures import draw_canvas
 from fairseq_efficient.report.train_log import INNER, TrainLog
 

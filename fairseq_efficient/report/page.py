@@ -1,13 +1,12 @@
 """A :class:`~fairseq_efficient.report.parts.Page` as one HTML file that needs nothing else."""
 
-import contextlib
-import os
 import re
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.files import write_text
 from fairseq_efficient.report.parts import Page
 
 
@@ -31,12 +30,8 @@ def render(page: Page) -> str:
 def write(page: Page, path: Path) -> None:
     """Render into a file, replaced as a whole. UserError if it cannot be written."""
     html = render(page)
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, path)
     except OSError as err:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"{path}: {err.strerror}") from None
+    write_text(path, html)

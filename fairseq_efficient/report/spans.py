@@ -1,8 +1,6 @@
 """How far heads looked over a training, drawn and written down."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +8,6 @@ from markupsafe import Markup
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 
-from fairseq_efficient.checkpoints import replacing
-from fairseq_efficient.errors import UserError
 from fairseq_efficient.report.figures import draw_canvas, series_color
 from fairseq_efficient.report.span_log import SpanLog
 
@@ -87,15 +83,6 @@ def exported(runs: Mapping[str, Mapping[str, Any]], spans: Mapping[str, SpanLog]
             }
         document["runs"].append(one)
     return document
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """UserError if it cannot be written."""
-    try:
-        with replacing(str(path)) as file:
-            file.write((json.dumps(document, indent=1) + "\n").encode())
-    except OSError as err:
-        raise UserError(f"{path}: {err.strerror}") from None
 
 
 def rows_of(found: SpanLog) -> tuple[list[str], Sequence[Sequence[str]]]:

@@ -5,7 +5,6 @@ wall-clock to the stage's (a stage that was interrupted and goes on has both par
 """
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.files import write_json
 from fairseq_efficient.report.train_log import EPOCH, INNER, parse_line
 from fairseq_efficient.systems import PACKAGES
 from fairseq_efficient.text.reading import parse_json
@@ -64,9 +64,7 @@ def record(path: Path, new: Stage, add: bool = False) -> None:
         old.peak_mb = new.peak_mb if again else max(old.peak_mb, new.peak_mb)
         old.runs = 1 if again else old.runs + 1
         old.done, old.command = new.done, new.command
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps([asdict(stage) for stage in stages], indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(path, [asdict(stage) for stage in stages])
 
 
 class Readable:

@@ -10,8 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fairseq_efficient.bench.machine import describe
 from fairseq_efficient.bench.picture import draw
-from fairseq_efficient.bench.rows import check_writable, read_rows
+from fairseq_efficient.bench.rows import read_rows
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.files import check_output
 
 
 def main() -> int:
@@ -19,7 +20,7 @@ def main() -> int:
     parser.add_argument("results", type=Path, help="JSON file of a benchmark, with its rows")
     parser.add_argument("picture", type=Path, help="PNG file to write")
     args = parser.parse_args()
-    check_writable(args.picture, "picture")
+    check_output(args.picture, "picture")
     try:
         document = json.loads(args.results.read_text(encoding="utf-8"))
         about, machine = document["picture"], describe(document["machine"])

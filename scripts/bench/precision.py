@@ -13,9 +13,10 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from fairseq_efficient.bench.machine import describe, provenance, this_command
-from fairseq_efficient.bench.rows import HEADER, Row, check_writable, make_row, table_line, table_row, write_json
+from fairseq_efficient.bench.rows import HEADER, Row, make_row, table_line, table_row, write_rows
 from fairseq_efficient.bench.timing import Pair, take_turns
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.files import check_output
 
 DIM, FFN, HEADS, CHUNK = 512, 2048, 8, 512
 
@@ -62,7 +63,7 @@ def main() -> None:
             raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device")
-    check_writable(args.json, "--json")
+    check_output(args.json, "--json")
     torch.set_num_threads(args.threads)
     head = provenance(this_command(), args.threads, args.device)
     print(describe(head["machine"]))
@@ -70,7 +71,7 @@ def main() -> None:
     sizes = [8192] if args.quick else [512, 2048, 8192]
     rows = measure(sizes, min(args.runs, 5) if args.quick else args.runs, torch.device(args.device))
     if args.json:
-        write_json(args.json, head, rows)
+        write_rows(args.json, head, rows)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.files import write_json
 from fairseq_efficient.report import language_models as lm
 from fairseq_efficient.report import spans
 from fairseq_efficient.report.eval_log import read_evaluation
@@ -75,7 +76,7 @@ def build(args: argparse.Namespace) -> Page:
         raise UserError(f"{args.runs[0]}: nothing to report (see --help for the files that are looked for)")
     if args.json is not None:
         found = {run.name: run.spans for run in runs if run.spans is not None}
-        spans.write_json(args.json, spans.exported({run.name: run.numbers() for run in runs}, found))
+        write_json(args.json, spans.exported({run.name: run.numbers() for run in runs}, found))
     models = [run.model for run in runs]
     sections = [results_section(runs, args.subset), lm.bits_section(models), means_section(runs)]
     sections += [span_section(run) for run in runs if run.spans is not None]

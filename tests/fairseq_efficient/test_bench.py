@@ -20,9 +20,10 @@ from fairseq_efficient.bench import flops, machine, timing
 from fairseq_efficient.bench.memory import peak_memory, resident_mb
 from fairseq_efficient.bench.parity import Check, agree, difference
 from fairseq_efficient.bench.picture import draw, time_series
-from fairseq_efficient.bench.rows import Row, check_writable, make_row, read_rows, summary, table_row, write_json
+from fairseq_efficient.bench.rows import Row, make_row, read_rows, summary, table_row, write_rows
 from fairseq_efficient.bench.timing import Pair, Sample, Stopwatch, take_turns, time_call
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.files import check_output
 from tests.util import ROOT
 
 CPU = torch.device("cpu")
@@ -184,7 +185,7 @@ def test_files(tmp_path: Path) -> None:
         for base in ("stock", "blockwise")
     ]
     rows.append(make_row("decode/128/beam4/vs_64", Pair([2.0], [1.0]), at_most=True))
-    write_json(tmp_path / "a.json", {"commit": None}, rows)
+    write_rows(tmp_path / "a.json", {"commit": None}, rows)
     document = json.loads((tmp_path / "a.json").read_text())
     assert document["commit"] is None and len(document["rows"]) == 5
     keys = {"name", "ours_s", "baseline_s", "ratio", "bound", "goal", "ours_mb", "baseline_mb", "runs"}
@@ -200,7 +201,7 @@ def test_files(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", rows, "ours")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(UserError, match="--json"):
-        check_writable(tmp_path / "no" / "a.json", "--json")
+        check_output(tmp_path / "no" / "a.json", "--json")
 
 
 @pytest.mark.parametrize("document", [{}, {"rows": 3}, {"rows": [3]}, {"rows": [{"name": "decode/1/vs_stock"}]}])

@@ -75,7 +75,36 @@ def options_in_themselves(state: dict[str, Any], path: Path, marker: Path) -> No
     torch.save(state, path)
 
 
+def references_of_references(state: dict[str, Any], path: Path, marker: Path) -> None:
+    """A billion laughs: each option is twice the next one."""
+    model = state["cfg"]["model"]
+    model.update({f"x{number}": f"${{model.x{number + 1}}}" * 2 for number in range(40)}, x40="relu")
+    model["activation_fn"] = "${model.x0}"
+    torch.save(state, path)
+
+
+def many_options(state: dict[str, Any], path: Path, marker: Path) -> None:
+    state["cfg"]["model"]["more"] = dict.fromkeys(map(str, range(99_000)), 0)
+    torch.save(state, path)
+
+
+def numbers_that_collide(state: dict[str, Any], path: Path, marker: Path) -> None:
+    """Keys of one hash value: a dictionary of them takes time that grows with the square of their number."""
+    torch.save({**state, "extra_state": {number * (2**61 - 1): 0 for number in range(4000)}}, path)
+
+
+def tensor_as_option(state: dict[str, Any], path: Path, marker: Path) -> None:
+    state["cfg"]["model"]["dropout"] = torch.zeros(3)
+    torch.save(state, path)
+
+
+def numbers_as_keys(state: dict[str, Any], path: Path, marker: Path) -> None:
+    state["cfg"]["model"][3] = None
+    torch.save(state, path)
+
+
 CRAFTED = (
     code, old_code, text_that_is_evaluated, member_elsewhere, huge_tensor, huge_model, text_for_our_own_model,
     bytes_that_are_not_there, storage_that_is_not_there, tensor_of_one_number, lists_of_lists, options_in_themselves,
+    references_of_references, many_options, numbers_that_collide, tensor_as_option, numbers_as_keys,
 )  # fmt: skip

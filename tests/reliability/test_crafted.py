@@ -141,6 +141,42 @@ def test_r7_crafted_checkpoints_are_refused(
     cost.note(figure)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state["cfg"]["model"].update(activation_fn="???"), "its configuration cannot be used"),
+        (lambda state: next(iter(state["model"].values())).fill_(float("nan")), "holds NaN or infinity"),
+        (lambda state: state["cfg"]["model"].update(decoder_embed_dim="x"), "its configuration cannot be used"),
+    ],
+    ids=["missing", "nan", "text"],
+)
+def test_r7_odd_values_are_one_line(
+    change: Any, message: str, training: Callable[[System], Training], datasets: dict[str, Path], tmp_path: Path
+):
+    system = next(one for one in SYSTEMS if one.arch == "sequential_lm")
+    state = trained_state(training, system)
+    change(state)
+    torch.save(state, tmp_path / "odd.pt")
+    args = [str(datasets[system.data]), "--task", "segment_lm", "--path", str(tmp_path / "odd.pt"), "--cpu"]
+    status, output = run_here("interactive", [*args, "--user-dir", system.user_dir])
+    assert status == 2 and message in error_line(output) and "odd.pt" in error_line(output), output
+
+
+def test_r7_files_that_embeddings_came_from_are_not_read(
+    training: Callable[[System], Training], datasets: dict[str, Path], tmp_path: Path
+):
+    """Weights are in the checkpoint; stock would read /dev/zero without end."""
+    system = next(one for one in SYSTEMS if one.arch == "pyramidion_tiny")
+    state = trained_state(training, system)
+    state["cfg"]["model"]["encoder_embed_path"] = "/dev/zero"
+    torch.save(state, tmp_path / "moved.pt")
+    with Cost():
+        (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task(
+            [str(tmp_path / "moved.pt")], {"data": str(datasets[system.data])}
+        )
+    assert model is not None
+
+
 def numbers(cfg: dict[str, Any]) -> list[tuple[str, str, Any]]:
     """(section, option, value) with each number of the model and the task as 10^12, also inside of texts."""
     found = []

@@ -18,10 +18,10 @@ from experiment_parts.stages import (
     say,
     show_training,
     trained,
-    write_json,
 )
 from fairseq_efficient.bench.machine import command_line
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.files import write_json
 
 NEVER = "1000000000"
 SAVING = [

@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.files import write_json
 from fairseq_efficient.report.train_log import interval_seconds
 
 
@@ -137,12 +138,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise UserError(f"{path}: not readable ({err}); delete it to do this stage again") from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 _ENTRY = re.compile(r"\| (train_inner|train|valid|\S+valid\S*) \| (\{.*\})$")

@@ -9,8 +9,9 @@ from typing import Any
 from experiment_parts import runs as experiment_runs
 from experiment_parts.dynamic_pooling.plan import Plan, Run
 from experiment_parts.runs import eval_told, score, split_size, validated
-from experiment_parts.stages import StageFailed, read_json, read_training_log, run, say, write_json
+from experiment_parts.stages import StageFailed, read_json, read_training_log, run, say
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.files import write_json
 from fairseq_efficient.report.eval_log import read_evaluation
 
 FOLDER = Path(__file__).resolve().parent

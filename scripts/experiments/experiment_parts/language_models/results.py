@@ -10,8 +10,9 @@ from typing import Any
 from experiment_parts.language_models.plan import LanguageModelPlan
 from experiment_parts.pages import draw
 from experiment_parts.runs import Run, split_size
-from experiment_parts.stages import Record, TrainingLog, read_json, write_json
+from experiment_parts.stages import Record, TrainingLog, read_json
 from fairseq_efficient.bench.machine import provenance, this_command
+from fairseq_efficient.files import write_json
 from fairseq_efficient.report.train_log import read_train_log
 
 KINDS = ("rows", "curves")  # lists of a document; each item knows its experiment, setting, model and seed

@@ -11,6 +11,7 @@ from experiment_parts.par_search.plan import ORIGINAL, Plan, Run
 from experiment_parts.runs import eval_told, keep_step_seconds, once, score, split_size, step_seconds
 from experiment_parts.stages import Record, StageFailed, read_json, run, say
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.files import write_text
 from fairseq_efficient.report.eval_log import Evaluation, read_evaluation
 
 CACHES = ("hidden", "keys")
@@ -29,9 +30,7 @@ def cutoffs(plan: Plan) -> None:
     found = [line for line in log.read_text(encoding="utf-8").splitlines() if line.replace(",", "").isdigit()]
     if len(found) != 1:
         raise StageFailed(f"scripts/optimal_cutoffs.py found no cutoffs; see {log}")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(found[0] + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, found[0] + "\n")
     say(f"cutoffs of the adaptive softmax: {found[0]}")
 
 

@@ -12,7 +12,8 @@ from experiment_parts.pretrained.page import page
 from experiment_parts.pretrained.plan import LICENSE, LIMIT, LIMIT_OF_ALL, RECIPES, Plan
 from experiment_parts.pretrained.stages import SUBSET, log_of, publish
 from experiment_parts.runs import validated
-from experiment_parts.stages import Record, StageFailed, read_json, read_training_log, write_json
+from experiment_parts.stages import Record, StageFailed, read_json, read_training_log
+from fairseq_efficient.files import write_json
 from fairseq_efficient.report.eval_log import read_evaluation
 from fairseq_efficient.report.span_log import read_spans
 from fairseq_efficient.report.train_log import read_train_log

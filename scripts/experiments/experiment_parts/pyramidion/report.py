@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from experiment_parts.pages import duration, table
-from experiment_parts.stages import TrainingLog, write_json
+from experiment_parts.stages import TrainingLog
 from fairseq_efficient.bench.machine import describe
+from fairseq_efficient.files import write_json
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 LABELS = ("ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum")

@@ -8,8 +8,9 @@ from experiment_parts.pages import draw
 from experiment_parts.skimming.page import page
 from experiment_parts.skimming.plan import METRICS, Data, Plan, Run, Variant
 from experiment_parts.skimming.stages import numbers
-from experiment_parts.stages import Record, read_json, read_training_log, write_json
+from experiment_parts.stages import Record, read_json, read_training_log
 from fairseq_efficient.bench.machine import provenance, this_command
+from fairseq_efficient.files import write_json
 from fairseq_efficient.report.train_log import read_train_log
 
 NAME = "skimming"

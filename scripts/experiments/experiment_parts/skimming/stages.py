@@ -10,7 +10,8 @@ from experiment_parts import runs
 from experiment_parts.flags import ROOT
 from experiment_parts.runs import once
 from experiment_parts.skimming.plan import CORPORA, Data, Plan, Run, Variant, inputs
-from experiment_parts.stages import read_json, run, say, write_json
+from experiment_parts.stages import read_json, run, say
+from fairseq_efficient.files import write_json
 
 FOLDER = Path(__file__).resolve().parent
 

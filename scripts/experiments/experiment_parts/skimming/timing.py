@@ -28,6 +28,7 @@ from torch import Tensor
 
 import skimming  # noqa: F401  (registers)
 from fairseq_efficient.bench.timing import take_turns, time_call
+from fairseq_efficient.files import write_json
 from skimming.flops import dense_macs, skim_macs
 from skimming.heads import head_macs
 
@@ -179,9 +180,7 @@ def main() -> None:
     logging.disable(logging.INFO)
     torch.set_num_threads(settings["threads"])
     found = measure(settings)
-    temporary = result.with_suffix(".part")
-    temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(result)
+    write_json(result, found)
 
 
 if __name__ == "__main__":
