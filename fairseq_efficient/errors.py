@@ -5,8 +5,13 @@
 ``error: <message>`` on stderr and exit status 2.
 """
 
+import contextlib
+import errno
+import os
 import sys
 from collections.abc import Callable
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a disk is full or fails: nobody typed anything wrong
 
 
 class UserError(ValueError):
@@ -27,10 +32,11 @@ def run_main(main: Callable[[], int | None]) -> None:
     """
     try:
         status = main() or 0
+        sys.stdout.flush()
     except UserError as err:
         print(f"error: {err}", file=sys.stderr)
         status = 2
-    except CannotWrite as err:
+    except (CannotWrite, ChildProcessError) as err:
         print(f"error: {err}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
@@ -39,4 +45,11 @@ def run_main(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # `script | head` is not an error
         sys.stderr.close()
         status = 0
+    except OSError as err:
+        if err.errno not in DISK:
+            raise
+        print(f"error: {err.filename or 'standard output'}: {err.strerror}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # or Python says it again when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = 1
     sys.exit(status)

@@ -1,7 +1,6 @@
 """Files that are whole or not there: written beside their place, then put into it."""
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -9,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fairseq_efficient.errors import CannotWrite, UserError
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of the disk, not of what was asked for
+from fairseq_efficient.errors import DISK, CannotWrite, UserError
 
 
 @contextlib.contextmanager
@@ -75,7 +72,7 @@ def write_text(path: Path, text: str, flag: str = "") -> None:
         with replacing(str(path)) as file:
             file.write(text.encode("utf-8"))
     except OSError as err:
-        if err.errno in _FULL:
+        if err.errno in DISK:
             raise CannotWrite(err.errno, err.strerror, f"{flag} {path}".lstrip()) from None
         why = (err.strerror or str(err)).partition(";")[0]
         raise UserError(f"{flag} {path}: {why}".lstrip()) from None

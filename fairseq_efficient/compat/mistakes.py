@@ -5,28 +5,35 @@ import ast
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import re
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fairseq_efficient.checkpoint_rules import is_literal
 from fairseq_efficient.errors import CannotWrite, UserError
+from fairseq_efficient.text.prepared import read_file
+from fairseq_efficient.text.spm import load_model
 
 _PRECISION_FLAGS = ("memory_efficient_fp16", "memory_efficient_bf16", "fp16", "bf16", "amp")
 _NOT_NEGATIVE = (
     "lr", "warmup_updates", "weight_decay", "clip_norm", "num_workers", "save_interval_updates", "seed", "max_epoch",
-    "max_update", "max_valid_steps", "stop_time_hours",
+    "max_update", "max_valid_steps", "stop_time_hours", "prefix_size", "no_repeat_ngram_size", "context_window",
+    "curriculum", "max_len_b", "min_len", "shard_id",
 )  # fmt: skip
 _POSITIVE = (
     "update_freq", "batch_size", "max_tokens", "beam", "nbest", "log_interval", "required_batch_size_multiple",
-    "required_seq_len_multiple", "validate_interval", "save_interval", "decoder_output_dim",
+    "required_seq_len_multiple", "validate_interval", "save_interval", "decoder_output_dim", "softmax_batch",
+    "num_shards", "max_tokens_valid",
 )  # fmt: skip
 _CHECKS = (AssertionError, Exception, RuntimeError, ValueError)  # what fairseq raises for flags
+MOST_WORKERS = 16 * (os.cpu_count() or 4)
 _PROBABILITIES = ("label_smoothing", "dropout", "layerdrop")  # ends of names
 _DICTS = ("model_overrides", "optimizer_overrides")
 
@@ -89,7 +96,10 @@ def user_message(err: BaseException | None) -> str | None:
             return str(err)
         if type(err) in _CHECKS and re.search(r"(^|[ `'(])--[a-z][a-z-]+", str(err)):
             return " ".join(str(err).split())  # fairseq checks flags by exceptions that name them
-        missing = re.fullmatch(r"Dataset not found: (\S+) \((.*)\)", str(err))
+        known = _known(err)
+        if known is not None:
+            return known
+        missing = re.fullmatch(r"Dataset not found: (\S*) \((.*)\)", str(err))
         if isinstance(err, FileNotFoundError) and missing:
             return f"{missing[2]}: no split {missing[1]!r} (--train-subset, --valid-subset, --gen-subset)"
         if isinstance(err, AssertionError) and str(err) == "Source and target must contain the same number of examples":
@@ -98,6 +108,21 @@ def user_message(err: BaseException | None) -> str | None:
             return "nothing is left of the data: every example is longer than --max-tokens, or than model and task take"
         context = err.__context__ if type(err) is Exception else None  # fairseq's trainer raises a bare Exception
         err = err.__cause__ or context
+    return None
+
+
+def _known(err: BaseException) -> str | None:
+    """What stock says of a wrong flag without naming it."""
+    text = str(err)
+    longest = re.match(r"Sentences? lengths? should not exceed max_tokens=(\d+)", text)
+    if isinstance(err, AssertionError) and longest:
+        return f"--max-tokens {longest[1]}: an example has more tokens; raise it, or say --batch-size alone"
+    if isinstance(err, AssertionError) and text.startswith("min_len cannot be larger than max_len"):
+        return "--min-len: longer than --max-len-a and --max-len-b let a hypothesis be"
+    if isinstance(err, NotImplementedError) and text.startswith("Unknown post_process_symbol: "):
+        return f"--post-process {text.partition(': ')[2]}: unknown"
+    if isinstance(err, ValueError) and text.startswith("Unsupported language modeling target"):
+        return f"--path: no model of this task ({text[0].lower()}{text[1:]})"
     return None
 
 
@@ -113,7 +138,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         name_fitting_criterion(args)
     check_values(vars(args).items())
     if training:
-        check_decay(getattr(args, "lr_scheduler", None), getattr(args, "total_num_update", None))
+        check_decay(vars(args).get("lr_scheduler"), vars(args))
+    check_decoding(args)
     if not getattr(args, "tpu", False):
         check_precision(args, training)
         if training:
@@ -121,10 +147,30 @@ def check_arguments(args: argparse.Namespace) -> None:
     make_log_folders(args)
 
 
-def check_decay(scheduler: Any, total: Any) -> None:
-    """UserError where nothing says when ``polynomial_decay`` ends."""
-    if scheduler == "polynomial_decay" and total in (None, "???"):
+def check_decay(scheduler: Any, values: Mapping[Any, Any]) -> None:
+    """UserError where nothing says when ``polynomial_decay`` ends, or ``inverse_sqrt`` begins."""
+    total, warmup = values.get("total_num_update"), values.get("warmup_updates")
+    if scheduler == "polynomial_decay" and (total in (None, "???") or (isinstance(total, (int, float)) and total < 1)):
         raise UserError("--lr-scheduler polynomial_decay needs --total-num-update, the update at which it ends")
+    if scheduler == "inverse_sqrt" and warmup == 0:
+        raise UserError("--lr-scheduler inverse_sqrt falls with the root of --warmup-updates: say at least 1")
+
+
+def check_decoding(args: argparse.Namespace) -> None:
+    """UserError for what fairseq-generate, -interactive and -eval-lm would find out late, or not at all."""
+    shards, beam = getattr(args, "num_shards", 1), getattr(args, "beam", None)
+    if not getattr(args, "shard_id", 0) < shards:
+        raise UserError(f"--shard-id {args.shard_id}: must be below --num-shards {shards}")
+    if beam is not None and shards > 1 and hasattr(args, "gen_subset"):
+        raise UserError("--num-shards: fairseq-generate would give each shard the whole split; cut the text instead")
+    if beam is not None and getattr(args, "nbest", 1) > beam:
+        raise UserError(f"--nbest {args.nbest}: must be at most --beam {beam}")
+    if getattr(args, "bpe", None) == "sentencepiece":
+        model = getattr(args, "sentencepiece_model", None)
+        if model in (None, "", "???"):
+            raise UserError("--bpe sentencepiece needs --sentencepiece-model")
+        if "://" not in model:
+            load_model(read_file(Path(model)), f"--sentencepiece-model {model}")
 
 
 def name_fitting_criterion(args: argparse.Namespace) -> None:
@@ -160,7 +206,7 @@ def check_config(cfg: Any) -> None:
         values = OmegaConf.to_container(part) if OmegaConf.is_dict(part) else None
         values = values if isinstance(values, dict) else {}
         check_values(values.items())
-        check_decay(values.get("_name"), values.get("total_num_update"))
+        check_decay(values.get("_name"), values)
     if not cfg.common.tpu:
         check_precision(cfg.common, training=True)
         check_world(cfg.distributed_training, cfg.common)
@@ -170,10 +216,10 @@ def check_config(cfg: Any) -> None:
 def make_log_folders(common: Any) -> None:
     """fairseq opens ``--log-file`` before it makes any folder, and finds out late that tensorboard's cannot be made.
     Raises UserError if one cannot."""
-    for name in ("log_file", "tensorboard_logdir"):
+    for name in ("log_file", "tensorboard_logdir", "results_path"):
         path = getattr(common, name, None)
         if path:
-            folder = path if name.endswith("dir") else os.path.dirname(os.path.abspath(path))
+            folder = path if name != "log_file" else os.path.dirname(os.path.abspath(path))
             try:
                 os.makedirs(folder, exist_ok=True)
             except OSError as err:
@@ -194,6 +240,10 @@ def check_values(values: Iterable[tuple[Any, Any]]) -> None:
             if isinstance(one, bool) or not isinstance(one, (int, float)):
                 continue
             flag = f"--{str(name).replace('_', '-')} {one}"
+            if math.isnan(one):
+                raise UserError(f"{flag}: must be a number")
+            if name == "num_workers" and one > MOST_WORKERS:
+                raise UserError(f"{flag}: must be at most {MOST_WORKERS} here (16 for each processor)")
             if name in _NOT_NEGATIVE and not one >= 0:
                 raise UserError(f"{flag}: must not be negative")
             if name in _POSITIVE and not one > 0:

@@ -4,10 +4,11 @@ import array
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.pool import Pool
+from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -73,18 +74,27 @@ class TokenWriter:
             index.write(sizes.tobytes() + pointers.tobytes())
 
 
-def bounded_map(pool: Pool | None, work: Callable[[In], Out], items: Iterable[In], ahead: int = 16) -> Iterator[Out]:
-    """``map`` over a pool, in order, never more than ``ahead`` items in flight; without a pool, plain ``map``."""
+def bounded_map(
+    pool: Executor | None, work: Callable[[In], Out], items: Iterable[In], ahead: int = 16
+) -> Iterator[Out]:
+    """``map`` over a pool, in order, never more than ``ahead`` items in flight; without a pool, plain ``map``.
+
+    Raises:
+        ChildProcessError: a process of the pool was killed.
+    """
     if pool is None:
         yield from map(work, items)
         return
-    waiting: deque[Any] = deque()
-    for item in items:
-        waiting.append(pool.apply_async(work, (item,)))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().get()
-    while waiting:
-        yield waiting.popleft().get()
+    waiting: deque[Future[Out]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise ChildProcessError("a worker process ended (killed for its memory?): try fewer --workers") from None
 
 
 def batched(items: Iterable[In], characters: int, size_of: Callable[[In], int]) -> Iterator[list[In]]:

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.language_models.read import END
 
+MOST_WORD = 2**20  # a word of a dictionary of words; what is longer is no text
 LONGEST_WORD = 2**16  # a word for the tokenizer; a stream without separators is cut at these lengths
 _CACHE = 500_000  # words
 _MARK = "▁"
@@ -92,10 +94,13 @@ def boundaries_of(text: str | bytes, processor: Any) -> np.ndarray:
     return Segmenter(processor).boundaries(text)
 
 
-def whole_words(blocks: Iterable[Any], end: bool = True, longest: int | None = None) -> Iterator[Any]:
+def whole_words(
+    blocks: Iterable[Any], end: bool = True, longest: int | None = None, most: int | None = None
+) -> Iterator[Any]:
     """Blocks (all ``str`` or all ``bytes``) that end after a separator (END is one if ``end``), so that no word is cut.
 
-    Only the last word may have none, and what has no separator for ``longest`` units is cut there.
+    Only the last word may have none, and what has no separator for ``longest`` units is cut there; UserError for what
+    has none for ``most``.
     """
     rest = None
     for block in blocks:
@@ -108,5 +113,7 @@ def whole_words(blocks: Iterable[Any], end: bool = True, longest: int | None = N
         while longest is not None and len(rest) >= longest:
             yield rest[:longest]
             rest = rest[longest:]
+        if most is not None and len(rest) > most:
+            raise UserError(f"{most:,} symbols without a space: not a text of words ({str(rest[:20])!r} ...)")
     if rest:
         yield rest

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,11 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from fairseq_efficient.errors import CannotWrite, UserError
+from fairseq_efficient.errors import DISK, CannotWrite, UserError
 from fairseq_efficient.text.reading import parse_json
 
 FORMAT = 1  # of prepare.json
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 Report = dict[str, Any]
 
 
@@ -76,7 +76,11 @@ def check_names(names: Iterable[str]) -> list[str]:
 def describe(paths: list[Path]) -> list[list[Any]]:
     """Name, size and time of files, to notice that they changed."""
     for path in paths:
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as err:
+            raise UserError(f"{str(path)[:80]}: {err.strerror}") from None
+        if not there:
             raise UserError(f"{path}: No such file")
     return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
@@ -97,15 +101,22 @@ def _made_here(destination: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError):
         report = parse_json((destination / "prepare.json").read_text(encoding="utf-8"))
         if isinstance(report, dict) and report.get("format") == FORMAT:
-            return report
+            files = report.get("files", [])
+            if isinstance(files, list) and all(isinstance(one, str) and len(one) < 256 for one in files):
+                return report
     return None
 
 
 def existing(options: Prepared) -> dict[str, Any] | None:
     """The report of an earlier identical run, None if there is work to do; UserError if DEST holds anything else."""
     dest = options.destination
-    if not dest.exists():
-        return None
+    try:
+        if not dest.exists():
+            return None
+    except OSError as err:  # a name that is too long, a folder that must not be entered
+        raise UserError(f"{str(dest)[:80]}: {err.strerror}") from None
+    if Path.cwd() == dest.resolve():
+        raise UserError(f"{dest}: is the folder you are in; name another one")
     if not dest.is_dir():
         raise UserError(f"{dest}: exists and is not a folder")
     report = _made_here(dest)
@@ -141,20 +152,22 @@ def staging(destination: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be made. CannotWrite: the disk is full, or fails.
     """
-    folder = destination.with_name(f".{destination.name}.tmp-{os.getpid()}")
+    destination = Path(os.path.realpath(destination))  # a link stays one, what it points to is replaced
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"  # a process of the same number may have been killed here
+    folder = destination.with_name(f".{destination.name}.tmp-{own}")
     try:
         folder.mkdir(parents=True)
     except OSError as err:
         raise UserError(f"{destination}: {err.strerror}") from None
     try:
         yield folder
-        old = destination.with_name(f".{destination.name}.old-{os.getpid()}")
+        old = destination.with_name(f".{destination.name}.old-{own}")
         if destination.exists():
             os.rename(destination, old)
         os.rename(folder, destination)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as err:
-        if err.errno not in _DISK:
+        if err.errno not in (*DISK, errno.EROFS):
             raise
         raise CannotWrite(err.errno, err.strerror, str(destination)) from None
     finally:

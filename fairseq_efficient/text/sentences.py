@@ -30,7 +30,9 @@ _STARTERS = _words(
 _WIDE = "\u3002\uff01\uff1f"  # full stop, exclamation and question mark that no space follows
 _CLOSING = "\"'\u201d\u2019)\\]"
 _OPENING = "\"'\u201c\u2018(\\["
-_END = re.compile(rf"[.!?\u2026]+[{_CLOSING}]*(?=\s)|[{_WIDE}]+[{_CLOSING}\u300d\u300f\uff09]*")
+# a run is looked at from its start, once: without, time grows with the square of its length
+_END = re.compile(rf"(?<![.!?\u2026])[.!?\u2026]++[{_CLOSING}]*+(?=\s)|[{_WIDE}]+[{_CLOSING}\u300d\u300f\uff09]*")
+_LOOK_BACK = 200  # characters before a full stop, for its last two words
 _ONE_LETTER = re.compile(r"[^\W\d_]\.,?")
 _NEXT = re.compile(rf"\s*[{_OPENING}]*(\S+)")
 
@@ -80,7 +82,7 @@ def _split_line(line: str, uncased: bool) -> list[str]:
             if (
                 mark[0] == "."
                 and mark[:2] != ".."
-                and _follows_abbreviation(line[start : match.start()], word, uncased)
+                and _follows_abbreviation(line[max(start, match.start() - _LOOK_BACK) : match.start()], word, uncased)
             ):
                 continue
         sentences.append(line[start : match.end()].strip())

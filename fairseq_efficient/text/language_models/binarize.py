@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fairseq_efficient.text.binarize import TokenWriter, token_dtype
-from fairseq_efficient.text.boundaries import LONGEST_WORD, Segmenter, whole_words
+from fairseq_efficient.text.boundaries import LONGEST_WORD, MOST_WORD, Segmenter, whole_words
 from fairseq_efficient.text.language_models.read import END
 from fairseq_efficient.text.language_models.subwords import SubwordCoder, whole_lines
 from fairseq_efficient.text.symbols import (
@@ -133,7 +133,7 @@ def _arrays(
     if segmenter is not None:
         blocks = whole_words(blocks, end=not coder.raw, longest=LONGEST_WORD)
     elif coder.kind == "words":
-        blocks = whole_words(blocks)
+        blocks = whole_words(blocks, most=MOST_WORD)
     elif coder.kind == "subwords":
         blocks = whole_lines(blocks)
     held: tuple[np.ndarray, np.ndarray | None, bool] | None = None

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text import spm
-from fairseq_efficient.text.boundaries import LONGEST_WORD, Segmenter, whole_words
+from fairseq_efficient.text.boundaries import LONGEST_WORD, MOST_WORD, Segmenter, whole_words
 from fairseq_efficient.text.language_models.binarize import (
     Coder,
     SymbolCounter,
@@ -176,7 +176,7 @@ def _store(blocks: Iterable[Any], path: Path, split: Split, counter: Any, option
     if not options.raw:
         blocks = cleaner(options.clean, options.lang)(_plain(blocks, split, options), split.drop)
     if options.symbols == "words":
-        blocks = whole_words(blocks)
+        blocks = whole_words(blocks, most=MOST_WORD)
     with open(path, "wb") as file:
         for block in blocks:
             data = block if options.raw else block.encode("utf-8")

@@ -165,6 +165,7 @@ def one_document(blocks: Iterable[str], dropped: Tell = ignore) -> Iterator[str]
 
 
 _MARKERS = re.compile(r"(?:\n*_(?:START_ARTICLE|START_SECTION|START_PARAGRAPH|NEWLINE)_\n*)+")
+_LONGEST_HELD = 2**12  # characters of markers and line ends in a row
 _IN_MARKERS = "_\nABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -182,7 +183,7 @@ def wiki40b_documents(blocks: Iterable[str], name: str, dropped: Tell = ignore) 
         rest, begun, found = "", False, False
         for block in _and_none(blocks):
             text = rest.rstrip("\n") if block is None else rest + block
-            safe = len(text) if block is None else len(text.rstrip(_IN_MARKERS))
+            safe = len(text) if block is None else _before_markers(text)
             ready, rest = _MARKERS.sub(_marker, text[:safe]), text[safe:]
             found = found or END in ready
             if ready and not begun:  # what the first marker ends is not a document
@@ -192,6 +193,12 @@ def wiki40b_documents(blocks: Iterable[str], name: str, dropped: Tell = ignore) 
             raise UserError(f"{name}: no _START_ARTICLE_ marker: not --format wiki40b")
 
     return _joined(articles(), dropped)
+
+
+def _before_markers(text: str) -> int:
+    """Where what may be the beginning of a marker starts, at the end of a text: not far, or it is no marker."""
+    far = max(len(text) - _LONGEST_HELD, 0)
+    return far + len(text[far:].rstrip(_IN_MARKERS))
 
 
 def _and_none(blocks: Iterable[str]) -> Iterator[str | None]:

@@ -1,13 +1,14 @@
 """References and hypotheses read back from what ``fairseq-generate`` printed."""
 
+import itertools
 import re
 from pathlib import Path
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text.reading import Bad, read_lines
 
-_LINE = re.compile(r"([THD])-(\d+)\t(.*)", re.DOTALL)
-_TRANSLATED = re.compile(r"Translated ([\d,]+) sentences")
+_LINE = re.compile(r"([THD])-(\d{1,9})\t(.*)", re.DOTALL)
+_TRANSLATED = re.compile(r"Translated (\d[\d,]{0,14}) sentences")
 
 
 def _take(found: dict[str, dict[int, str]], text: str, where: str) -> None:
@@ -44,10 +45,10 @@ def read_generate_log(path: Path) -> tuple[list[str], list[str]]:
         raise UserError(f"{path}: no T- lines: not a log of fairseq-generate, or the data has no summaries")
     for kind, numbers in (("T", set(references)), ("D" if found["D"] else "H", set(hypotheses))):
         total = max(max(references), max(hypotheses, default=-1)) + 1
-        missing = sorted(set(range(total)) - numbers)
-        if missing:
+        if len(numbers) < total:
+            first = next(place for place in itertools.count() if place not in numbers)
             raise UserError(
-                f"{path}: {len(missing):,} of {total:,} {kind}- lines are missing, first {kind}-{missing[0]}"
+                f"{path}: {total - len(numbers):,} of {total:,} {kind}- lines are missing, first {kind}-{first}"
             )
     if translated not in (None, len(references)):
         raise UserError(f"{path}: says {translated:,} sentences were translated, but has {len(references):,}")

@@ -8,9 +8,9 @@ import contextlib
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -106,7 +106,7 @@ def _item_size(item: Item) -> int:
 
 
 def _write_text(
-    items: Iterable[Item], names: list[str], folder: Path, options: Options, pool: Pool | None
+    items: Iterable[Item], names: list[str], folder: Path, options: Options, pool: Executor | None
 ) -> dict[str, Split]:
     """Clean every item into SPLIT.source.txt and SPLIT.target.txt, one document a line."""
     splits = {name: Split() for name in names}
@@ -171,7 +171,7 @@ def _encode(lines: list[str]) -> list[np.ndarray]:
     return [np.append(piece, EOS).astype(dtype) for piece in pieces]
 
 
-def _encode_split(name: str, split: Split, text: Path, out: Path, types: int, pool: Pool | None) -> np.ndarray:
+def _encode_split(name: str, split: Split, text: Path, out: Path, types: int, pool: Executor | None) -> np.ndarray:
     """Write both sides of a split; returns how often each dictionary entry occurs."""
     counts = np.zeros(types, dtype=np.int64)
     with tqdm(total=2 * split.documents, desc=f"encoding {name}", unit=" texts", disable=None, mininterval=0.5) as bar:
@@ -240,17 +240,25 @@ def _dictionary_for(processor: Any, options: Options) -> tuple[list[str], np.nda
     return symbols, spm.id_map(processor, symbols, str(path))
 
 
+def _pool(stack: contextlib.ExitStack, workers: int, start: Callable[..., None], *state: Any) -> Executor | None:
+    """Processes that end with the stack, whatever waits for them; None for one worker."""
+    if workers < 2:
+        return None
+    pool = ProcessPoolExecutor(workers, get_context("fork"), start, state)
+    stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+    return pool
+
+
 def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Options) -> dict[str, Any]:
     """Write fairseq data of the splits ``names`` into the destination; returns the report (also in prepare.json).
 
     ``read`` yields (split, document) pairs. Raises UserError for the first bad line unless ``skip_bad``.
     """
     train = train_split(names)
-    context = get_context("fork")
     with staging(options.destination) as out, contextlib.ExitStack() as stack:
         text = out if options.keep_text else out / "text"
         text.mkdir(exist_ok=True)
-        pool = stack.enter_context(context.Pool(options.workers, _ignore_interrupts)) if options.workers > 1 else None
+        pool = _pool(stack, options.workers, _ignore_interrupts)
         splits = _write_text(read(), names, text, options, pool)
         serialized, model_name = _model(text, train, splits[train], options)
         processor = spm.load_spm(serialized, model_name)
@@ -258,7 +266,7 @@ def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Optio
         types = len(symbols) + len(SPECIALS)
         state = (serialized, model_name, ids, token_dtype(types))
         if pool is not None:
-            pool = stack.enter_context(context.Pool(options.workers, _start_pool_worker, state))
+            pool = _pool(stack, options.workers, _start_pool_worker, *state)
         else:
             _start_worker(*state)
         counts = {name: _encode_split(name, split, text, out, types, pool) for name, split in splits.items()}
