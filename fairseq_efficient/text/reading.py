@@ -112,12 +112,28 @@ def read_whole(path: Path) -> bytes:
     return raw
 
 
-def parse_json(text: str | bytes) -> Any:
-    """``json.loads``; ValueError also for what is nested too deep for it."""
+def parse_json(text: str | bytes, strict: bool = False) -> Any:
+    """``json.loads``; ValueError also for what is nested too deep for it, and, if ``strict``, for what JSON does not
+    have (NaN, Infinity) and for a key that is there twice, of which one would be lost."""
     try:
+        if strict:
+            return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once)
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no value of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
 
 
 def unusable(text: str) -> str | None:

@@ -24,6 +24,7 @@ _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "encoder.json")  # looked
 _MERGES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 _BRACKETS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
 _ANGLES = (*SPECIALS, MASK)
+_PROBE = "a \u2603\U0010ffff 1"  # a word, what hardly any vocabulary has, a number
 _UNNAMED = 10_000  # ids that no token has, as many as tokens and so many more: published ones have a few dozen
 _BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 _GLUED_LEFT, _GLUED_RIGHT = frozenset(".,!?;:%)]}"), frozenset("([{$#")
@@ -254,17 +255,36 @@ def read_subwords(path: Path, cased: bool | None = None, rows: int | None = None
         elif path.name in _MERGES:
             tokenizer = _byte_bpe(path, json.loads(content))
         else:
-            tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+            text = content.decode("utf-8")
+            _check_ids(text, str(path))
+            tokenizer = Tokenizer.from_str(text)
+        tokenizer.encode(_PROBE)  # one that has no token for what it does not know says so now
     except UnicodeDecodeError as err:
         raise UserError(f"{path}: not UTF-8 (byte {err.start + 1})") from None
     except UserError:
         raise
-    except Exception as err:  # the library raises bare Exceptions
+    except BaseException as err:  # the library raises bare Exceptions, and panics that are none
+        if not isinstance(err, Exception) and type(err).__name__ != "PanicException":
+            raise
         why = " ".join(str(err).split())[:200]
         raise UserError(f"{path}: not a tokenizer that the tokenizers library reads ({why})") from None
     if cased is not None and path.suffix != ".txt":
         raise UserError(f"{path}: says itself whether it keeps case; only a vocab.txt can be told")
     return Subwords(tokenizer, str(path), rows)
+
+
+def _check_ids(text: str, name: str) -> None:
+    """UserError for ids that are far apart: the library makes a place for each number up to the largest."""
+    document = json.loads(text)
+    model = document.get("model") if isinstance(document, dict) else None
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    added = document.get("added_tokens") if isinstance(document, dict) else None
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += [one.get("id") for one in added if isinstance(one, dict)] if isinstance(added, list) else []
+    largest = max((one for one in ids if isinstance(one, int)), default=0)
+    size = max(len(ids), len(vocabulary) if isinstance(vocabulary, list) else 0)
+    if largest > 2 * size + _UNNAMED:
+        raise UserError(f"{name}: has ids up to {largest:,} for {size:,} tokens")
 
 
 def _keeps_case(path: Path, tokens: Iterable[str]) -> bool:

@@ -194,8 +194,13 @@ def _problem(item: Labelled, rows: list[np.ndarray], first: bool | None) -> Bad 
 
 
 def _readable(item: Labelled | Bad) -> Labelled | Bad:
-    """Bad for what JSON can hold and no text file."""
-    why = next(filter(None, map(unusable, item.texts)), None) if isinstance(item, Labelled) else None
+    """Bad for what JSON can hold and no text file, nor a line that is written: a label has no line end in it."""
+    if isinstance(item, Bad):
+        return item
+    why = next(filter(None, map(unusable, item.texts)), None)
+    if why is None and item.label is not None:
+        why = unusable(item.label) or ("holds a line end or a tab" if set(item.label) & set("\n\r\t") else None)
+        why = why and f"its label {why}"
     return Bad(item.where, why) if why else item
 
 

@@ -13,7 +13,7 @@ from fairseq_efficient.text.summarization.formats import read_json_lines
 
 FORMATS = ("tsv", "csv", "jsonl", "yelp", "squad")
 _ESCAPE = re.compile(r'\\[n"\\]')
-_HTML_BREAK = re.compile(r"(?:\s*+<br\s*+/?>)++\s*+", re.IGNORECASE)
+_HTML_BREAK = re.compile(r"(?:(?<!\s)\s++)?+(?:<br\s*+/?>\s*+)++", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

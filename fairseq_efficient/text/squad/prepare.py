@@ -68,7 +68,7 @@ class Squad:
 def _load(path: Path) -> Any:
     raw = read_whole(path)
     try:
-        return parse_json(raw.decode("utf-8-sig"))
+        return parse_json(raw.decode("utf-8-sig"), strict=True)
     except UnicodeDecodeError as err:
         raise UserError(f"{path}: not UTF-8 (byte {raw[err.start]:#04x} at offset {err.start})") from None
     except ValueError as err:

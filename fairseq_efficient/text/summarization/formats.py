@@ -15,7 +15,7 @@ _GEVAL_ESCAPE = re.compile(r"\\[nt\\]")
 
 def _record(line: Line) -> dict[str, Any] | Bad:
     try:
-        record = parse_json(line.text)
+        record = parse_json(line.text, strict=True)
     except ValueError as err:
         return Bad(line.where, f"not JSON ({getattr(err, 'msg', None) or err})")
     return record if isinstance(record, dict) else Bad(line.where, "not a JSON object")
