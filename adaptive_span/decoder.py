@@ -17,8 +17,9 @@ from torch.nn.functional import dropout
 from adaptive_span.attention import LayerState
 from adaptive_span.layers import Layer, LayerOptions
 from adaptive_span.state_dict import check_weights
+from fairseq_efficient.flags import ANY_LENGTH
 from fairseq_efficient.modules.adaptive_softmax import CleanAdaptiveInput, ProjectedAdaptiveSoftmax
-from fairseq_efficient.modules.stream_language_model import ANY_LENGTH, left_aligned
+from fairseq_efficient.modules.stream_language_model import left_aligned
 from fairseq_efficient.precision import cpu_bf16_autocast
 from fairseq_efficient.stream_memory import extend
 

@@ -64,8 +64,7 @@ class SequentialLanguageModel(Architectures, PretrainedLanguageModel, StreamLang
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         super().prepare_for_inference_(cfg)
-        if self.decoder.options.cpu_bf16 and next(self.parameters()).device.type == "cpu":
-            round_linear_weights_(self)
+        round_linear_weights_(self, self.decoder.options.cpu_bf16)
 
 
 def decoder_options(cfg: Any, dictionary: Any) -> DecoderOptions:

@@ -121,8 +121,7 @@ class PyramidionModel(Architectures, Pretrained, TransformerModelBase):
         wants_attention = self.decoder.need_attn
         super().prepare_for_inference_(cfg)
         self.decoder.need_attn = wants_attention
-        if self.cfg.cpu_bf16 and next(self.parameters()).device.type == "cpu":
-            round_linear_weights_(self.decoder)
+        round_linear_weights_(self.decoder, self.cfg.cpu_bf16)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         super().upgrade_state_dict_named(state_dict, name)

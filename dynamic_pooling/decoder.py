@@ -18,10 +18,9 @@ from dynamic_pooling.layout import Layout
 from dynamic_pooling.losses import boundary_loss, statistics
 from dynamic_pooling.smoothing import closing_probability, confidence, smooth_segments
 from dynamic_pooling.stack import LayerOptions, Positions, Stack, activation
+from fairseq_efficient.flags import ANY_LENGTH
 from fairseq_efficient.ops.segment_pool import segment_layout, segment_pool, upsample
 from fairseq_efficient.precision import cpu_bf16_autocast
-
-ANY_LENGTH = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,7 @@ class DynamicPoolingModel(Architectures, PretrainedLanguageModel, FairseqLanguag
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         super().prepare_for_inference_(cfg)
-        if self.decoder.options.cpu_bf16 and next(self.parameters()).device.type == "cpu":
-            round_linear_weights_(self)
+        round_linear_weights_(self, self.decoder.options.cpu_bf16)
 
 
 def hourglass_options(cfg: Any, dictionary: Any) -> HourglassOptions:

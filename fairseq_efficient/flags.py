@@ -5,6 +5,7 @@ from typing import Any
 
 from fairseq_efficient.errors import UserError
 
+ANY_LENGTH = 10**9  # where fairseq wants a number of positions and there is no limit
 FARTHEST = 1e6  # from 1, of a temperature or a deviation: beyond it half of a model's numbers leave fp32's range
 
 

@@ -19,12 +19,15 @@ def cpu_bf16_autocast(enabled: bool, device: torch.device) -> contextlib.Abstrac
     return contextlib.nullcontext()
 
 
-def round_linear_weights_(module: torch.nn.Module) -> None:
-    """Store the weights of all linear layers in bf16, for inference under :func:`cpu_bf16_autocast`.
+def round_linear_weights_(module: torch.nn.Module, enabled: bool) -> None:
+    """Store the weights of all linear layers in bf16, for inference under :func:`cpu_bf16_autocast`, when ``enabled``
+    and the module is on the CPU.
 
     Autocast would round the same weights again at every decoding step, which takes longer than the products. A weight
     tied to an embedding becomes a copy; the embedding keeps fp32.
     """
+    if not enabled or next(module.parameters()).device.type != "cpu":
+        return
     for layer in module.modules():
         if isinstance(layer, torch.nn.Linear):
             for name, value in list(layer.named_parameters(recurse=False)):

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import ANY_LENGTH
 from fairseq_efficient.modules.adaptive_softmax import CleanAdaptiveInput, ExactAdaptiveSoftmax, reset_embedding
 from fairseq_efficient.modules.relative_self_attention import sinusoids
-from fairseq_efficient.modules.stream_language_model import ANY_LENGTH, left_aligned
+from fairseq_efficient.modules.stream_language_model import left_aligned
 from fairseq_efficient.precision import cpu_bf16_autocast
 from fairseq_efficient.state import WindowCache
 from par_search.blocks import AttentionBlock, BlockOptions, FeedForwardBlock, Reach

@@ -45,8 +45,7 @@ class BlockLanguageModel(Architectures, PretrainedLanguageModel, StreamLanguageM
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         super().prepare_for_inference_(cfg)
-        if self.decoder.options.cpu_bf16 and next(self.parameters()).device.type == "cpu":
-            round_linear_weights_(self)
+        round_linear_weights_(self, self.decoder.options.cpu_bf16)
         task, options = getattr(cfg, "task", None), self.decoder.options
         memory, tokens = (getattr(task, f"eval_{name}", None) for name in ("mem_len", "tokens_per_sample"))
         tokens = tokens or getattr(task, "tokens_per_sample", None) or options.tokens

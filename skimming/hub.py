@@ -15,7 +15,7 @@ from fairseq_efficient.errors import UserError
 from fairseq_efficient.hub.text_models import check_texts
 from fairseq_efficient.text.classification.read import Labelled
 from fairseq_efficient.text.classification.rows import Coder
-from fairseq_efficient.text.reading import parse_json
+from fairseq_efficient.text.prepared import read_report
 from fairseq_efficient.text.subwords import Subwords, find_tokenizer, read_subwords
 from fairseq_efficient.text.symbols import SPECIALS
 
@@ -60,7 +60,7 @@ class Data:
 def read_data(folder: Path, tokenizer: Path | None, task: Any) -> Data:
     """From prepare.json; of data that fairseq-preprocess made, from the task's dictionaries. UserError without any
     tokenizer, or for a damaged prepare.json."""
-    report = _report(folder / "prepare.json")
+    report = read_report(folder) or {}
     if tokenizer is None:
         if not (folder / "tokenizer.json").is_file():
             raise UserError(f"{folder}: no tokenizer.json inside; give the model's with --tokenizer")
@@ -70,19 +70,6 @@ def read_data(folder: Path, tokenizer: Path | None, task: Any) -> Data:
     classes = report.get("classes") or [symbol for symbol in symbols if symbol != "<mask>"]
     inputs = report.get("inputs") or (2 if (folder / "input1").is_dir() else 1)
     return Data(classes[: task.cfg.num_classes], regression, report.get("top"), inputs, find_tokenizer(tokenizer))
-
-
-def _report(path: Path) -> dict[str, Any]:
-    """What prepare_classification.py noted; nothing where fairseq-preprocess made the data. UserError if damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        found = parse_json(path.read_bytes())
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: damaged; prepare the data again")
-    return found
 
 
 def token_table(subwords: Subwords, task: Any) -> np.ndarray:

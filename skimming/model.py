@@ -186,8 +186,7 @@ class SkimRobertaModel(Architectures, RobertaModel):
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         super().prepare_for_inference_(cfg)
-        if self.args.cpu_bf16 and next(self.parameters()).device.type == "cpu":
-            round_linear_weights_(self.encoder.sentence_encoder.layers)
+        round_linear_weights_(self.encoder.sentence_encoder.layers, self.args.cpu_bf16)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         prefix = f"{name}." if name else ""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.reading import parse_json
+from fairseq_efficient.text.prepared import read_report
 from skimming.config import SkimSquadConfig
 from skimming.squad_windows import SquadDataset, SquadSplit
 
@@ -25,7 +26,7 @@ class SkimSquadTask(FairseqTask):
     def __init__(self, cfg: SkimSquadConfig, dictionary: Dictionary):
         super().__init__(cfg)
         self.dictionary = dictionary
-        self.version2 = _report(cfg.data).get("version2")
+        self.version2 = (read_report(Path(cfg.data)) or {}).get("version2")
 
     @classmethod
     def setup_task(cls, cfg: SkimSquadConfig, **kwargs: Any) -> "SkimSquadTask":
@@ -96,12 +97,3 @@ class SkimSquadTask(FairseqTask):
     @property
     def target_dictionary(self) -> Dictionary:
         return self.dictionary
-
-
-def _report(folder: str) -> dict[str, Any]:
-    try:
-        with open(os.path.join(folder, "prepare.json"), "rb") as file:
-            found = parse_json(file.read())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -14,8 +14,7 @@ from fairseq_efficient.checkpoints import read_checkpoint
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.hub.loading import DICTIONARIES
 from fairseq_efficient.tensor_files import tensor_file
-from fairseq_efficient.text.prepared import FORMAT, read_file, staging
-from fairseq_efficient.text.reading import parse_json
+from fairseq_efficient.text.prepared import FORMAT, read_report, staging
 
 WEIGHTS, CARD, REPORT = "model.safetensors", "README.md", "prepare.json"
 BESIDE = (*DICTIONARIES, "dict.tgt.txt", "label/dict.txt", "spm.model", "tokenizer.json")
@@ -96,11 +95,11 @@ def _get(state: dict[str, Any], section: str, name: str) -> Any:
 
 
 def _report(path: Path) -> str:
-    try:
-        whole = parse_json(read_file(path))
-        options = {name: whole["options"][name] for name in OPTIONS if name in whole["options"]}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged; prepare the data again") from None
+    whole = read_report(path.parent) or {}
+    known = whole.get("options")
+    if not isinstance(known, dict):
+        raise UserError(f"{path}: damaged; prepare the data again")
+    options = {name: known[name] for name in OPTIONS if name in known}
     kept = {"format": FORMAT, **{name: whole[name] for name in FACTS if name in whole}, "options": options}
     return json.dumps(kept, indent=1, sort_keys=True) + "\n"
 

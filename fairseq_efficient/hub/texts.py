@@ -15,8 +15,7 @@ from fairseq_efficient.text.clean import clean_source
 from fairseq_efficient.text.language_models.binarize import Coder
 from fairseq_efficient.text.language_models.clean import clean_text
 from fairseq_efficient.text.language_models.subwords import SubwordCoder
-from fairseq_efficient.text.prepared import read_file
-from fairseq_efficient.text.reading import parse_json
+from fairseq_efficient.text.prepared import read_file, read_report
 from fairseq_efficient.text.symbols import NEWLINE, SPACE, SPECIALS, decode_bytes, decode_characters
 
 MODEL = "spm.model"
@@ -37,14 +36,13 @@ def text_coder(folder: Path, dictionary: Any) -> TextCoder | None:
     Raises:
         UserError: prepare.json is damaged, the sentencepiece model is missing or not the dictionary's.
     """
-    path = folder / "prepare.json"
-    if not path.is_file():
+    report = read_report(folder)
+    if report is None:
         return None
-    try:
-        options: dict[str, Any] = parse_json(read_file(path))["options"]
-        kind = options.get("symbols")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: damaged; prepare the data again") from None
+    options = report.get("options")
+    if not isinstance(options, dict):
+        raise UserError(f"{folder / 'prepare.json'}: damaged; prepare the data again")
+    kind = options.get("symbols")
     symbols = dictionary.symbols[len(SPECIALS) :]
     if kind is None:
         return _of_documents(folder, symbols, options.get("normalization", "nfkc"))

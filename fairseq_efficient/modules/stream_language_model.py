@@ -6,9 +6,8 @@ import torch
 from fairseq.models import FairseqLanguageModel
 from torch import Tensor
 
+from fairseq_efficient.flags import ANY_LENGTH
 from fairseq_efficient.stream_memory import MemoryCell
-
-ANY_LENGTH = 1_000_000
 
 
 class StreamLanguageModel(FairseqLanguageModel):

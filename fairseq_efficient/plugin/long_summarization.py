@@ -19,13 +19,13 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_l
 
 from fairseq_efficient.data.long_documents import LongDocumentDataset, cut_targets, select_rows
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import ANY_LENGTH
 from fairseq_efficient.text.reading import parse_json
 from fairseq_efficient.text.summarization.rouge import KINDS, score_pair
 
 logger = logging.getLogger(__name__)
 
 PRINTED_SAMPLES = 3
-ANY_LENGTH = int(1e9)
 
 
 @dataclass

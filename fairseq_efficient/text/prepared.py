@@ -107,6 +107,20 @@ def _made_here(destination: Path) -> dict[str, Any] | None:
     return None
 
 
+def read_report(folder: Path) -> Report | None:
+    """prepare.json; None where there is none (fairseq-preprocess made the data). UserError if it is damaged."""
+    path = folder / "prepare.json"
+    if not path.is_file():
+        return None
+    try:
+        found = parse_json(read_file(path))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged; prepare the data again")
+    return found
+
+
 def existing(options: Prepared) -> dict[str, Any] | None:
     """The report of an earlier identical run, None if there is work to do; UserError if DEST holds anything else."""
     dest = options.destination

@@ -13,7 +13,7 @@ from fairseq_efficient.report.parts import Page
 from fairseq_efficient.report.segments import Segmentation, lengths_section, text_section
 from fairseq_efficient.report.stages import read_stages
 from fairseq_efficient.report.train_log import read_train_log
-from fairseq_efficient.text.reading import parse_json
+from fairseq_efficient.text.prepared import read_report
 from report_pages.common import CHECKPOINTS, RUN, find_files, folder_of, footer, load_model, run_names
 
 HELP = "language models that pool characters to segments"
@@ -182,10 +182,7 @@ def file_texts(run: Run, args: argparse.Namespace) -> Texts:
         raise UserError(f"--text {args.text}: {err.strerror}") from None
     except UnicodeDecodeError as err:
         raise UserError(f"--text {args.text}: not UTF-8 (byte {err.start + 1})") from None
-    try:
-        options = parse_json((Path(run.data) / "prepare.json").read_bytes())["options"]
-    except (OSError, ValueError, KeyError, TypeError):
-        options = {}
+    options = (read_report(Path(run.data)) or {}).get("options") or {}
     text = text[: 8 * args.characters].replace("\0", " ")
     if options.get("newlines") == "space":
         text = text.replace("\n", " ")
