@@ -67,6 +67,15 @@ def test_segments_join_to_the_text(text: str, kind: str):
     assert segmenter.unknown == unknown
 
 
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_fixed_segments_keep_their_phase_over_windows(size: int):
+    """Of several windows the segments are those of one."""
+    text = "abcdefghij" * 40
+    whole = TextSegmenter(model("fixed", double=False, fixed_sf=size), WORDS, window=1000).segments(text)
+    parts = TextSegmenter(model("fixed", double=False, fixed_sf=size), WORDS, window=64).segments(text)
+    assert parts == whole and {len(piece) for piece in whole[1:-1]} == {size}
+
+
 def test_a_model_without_segments_is_refused():
     with pytest.raises(UserError, match="has no segments"):
         TextSegmenter(model("none"), WORDS)

@@ -69,6 +69,16 @@ def test_gradients_where_a_tail_has_no_target(flags: dict[str, Any], targets: li
         assert_close(one, other, 1e-9)
 
 
+@pytest.mark.parametrize("targets", [[5, 6], [5, 12], [25, 30]], ids=str)
+def test_stocks_criterion_gives_every_parameter_a_gradient(targets: list[int]):
+    """Those of a tail without a target are 0, not None, which DDP would not wait for."""
+    model = par_lm(**ADAPTIVE).train()
+    sample = {"net_input": {"src_tokens": tokens(1, 2)}, "target": torch.tensor([targets])}
+    stock_loss(model, sample).squeeze().backward()
+    grads = {name: one.grad for name, one in model.decoder.adaptive_softmax.named_parameters()}
+    assert all(one is not None for one in grads.values()), [name for name, one in grads.items() if one is None]
+
+
 def test_a_tail_of_one_type():
     model = par_lm(adaptive_softmax_cutoff="9,10", adaptive_softmax_factor=2.0)
     sample = {"net_input": {"src_tokens": tokens(2, 17)}, "target": EVERY}

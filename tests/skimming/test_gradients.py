@@ -218,5 +218,8 @@ def test_padding_counts_where_it_did_as_published():
             predictor[4].bias.copy_(torch.tensor([50.0, -50.0]))
     extra = model(tokens, features_only=True)[1]
     assert_close(extra["aux"]["skim"], torch.tensor(2 / 12), 1e-6)
+    for layers in ("1", "none"):  # layers that nothing decides for keep all, pads too
+        some = build(skim_norm="padded", skim=False, skim_layers=layers, skim_threshold=-1e9)
+        assert_close(some(tokens, features_only=True)[1]["aux"]["skim"], torch.tensor(2.0), 1e-6)
     set_options(model, count_padding=False)
     assert_close(model(tokens, features_only=True)[1]["aux"]["skim"], torch.tensor(1 / 9 + 1 / 4), 1e-6)

@@ -101,7 +101,8 @@ def _count_models(plan: Plan, orders: Sequence[int], unit: str, show: Callable[[
     best = min(range(len(models)), key=lambda order: float(models[order]["bits"]))
     found = []
     for order in sorted({*orders, best}):
-        size = f"{models[order]['numbers'] / 1e6:.1f} M numbers"
+        count = int(models[order]["numbers"])
+        size = f"{count / 1e6:.1f} M numbers" if count > 1e5 else f"{count:,} numbers"
         context = f"of {order} {unit}{'s' if order > 1 else ''} before" if order else "without context"
         found.append((f"{FLOOR}count model {context}, {size}", show(models[order]["bits"])))
     return found
