@@ -137,7 +137,7 @@ def decoder_from_original(state: dict[str, Tensor], params: dict[str, Any] | Non
     weights = bare_names(state)
     types = BareTypes(sum(len(value) for name, value in weights.items() if _is_input(name)))
     cfg = config_from_weights(state, params)
-    with building(vars(cfg), weights, "of the original"):
+    with building({"decoder_layers": cfg.decoder_layers}, weights, "of the original"):
         decoder = SequentialDecoder(types, decoder_options(cfg, types))
     load_weights(decoder, rename(state))
     return decoder.eval()
@@ -160,7 +160,7 @@ def model_from_original(
         cuts = [int(cut) + dictionary.nspecial for cut in cfg.adaptive_softmax_cutoff.split(",")]
         cfg.adaptive_softmax_cutoff = ",".join(map(str, cuts))
     weights = weights_for_dictionary(rename(state), dictionary)
-    with building(vars(cfg), weights, path):
+    with building({"decoder_layers": cfg.decoder_layers}, weights, path):
         decoder = SequentialDecoder(dictionary, decoder_options(cfg, dictionary))
     load_weights(decoder, weights)
     return decoder.eval(), cfg

@@ -126,12 +126,13 @@ SYSTEMS: dict[str, Callable[[dict[str, Any], Any, Path], Converted]] = {
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """A dataclass as plain values."""
+    """A dataclass as plain values, without references to other options, which a checkpoint does not hold."""
 
     def plain(value: Any) -> Any:
         return value.value if isinstance(value, enum.Enum) else value
 
-    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    found = {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return {name: value for name, value in found.items() if not (isinstance(value, str) and "${" in value)}
 
 
 if __name__ == "__main__":

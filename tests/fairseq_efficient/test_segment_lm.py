@@ -203,7 +203,7 @@ checkpoint: {{save_dir: {tmp_path / "yaml"}}}
         (("--eval-mem-len", "-1"), "--eval-mem-len -1: must be at least 0"),
         (("--eval-tokens-per-sample", "0"), "--eval-tokens-per-sample 0: must be at least 1"),
         (("--eval-warmup", "-3"), "--eval-warmup -3: must be at least 0"),
-        (("--tokens-per-sample", "-8"), "--tokens-per-sample must not be negative"),
+        (("--tokens-per-sample", "-8"), "nor is a negative --tokens-per-sample"),
         (("--self-target",), "--self-target is not for the segment_lm task: it predicts the next token only"),
         (("--add-bos-token",), "--add-bos-token is not for the segment_lm task: the stream has no sentences"),
         (("--output-dictionary-size", "5"), "are not for the segment_lm task"),

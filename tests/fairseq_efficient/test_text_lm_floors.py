@@ -101,7 +101,7 @@ def test_mistakes(tmp_path: Path):
         ([str(data), "--subset", "test"], f"{data}: no split test"),
         ([str(data), "--order", "-1"], "--order -1: must be from 0 to 20"),
         ([str(tmp_path)], "neither labelled texts nor data of a language model"),
-        ([str(data), "--subset", "valid", "--json", str(tmp_path)], "Is a directory"),
+        ([str(data), "--subset", "valid", "--json", str(tmp_path)], "is a folder"),
     ):
         assert said in refused(flags)
     (data / "prepare.json").write_text("{}")
