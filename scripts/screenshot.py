@@ -89,6 +89,8 @@ def main() -> None:
             raise UserError(f"--{name} {value}: must be at least {least}")
     if not args.page.is_file():
         raise UserError(f"{args.page}: no such file")
+    if args.picture.suffix.lower() != ".png":
+        raise UserError(f"{args.picture}: the picture's name must end in .png")
     if not args.picture.parent.is_dir():
         raise UserError(f"{args.picture.parent}: no such folder")
     with tempfile.TemporaryDirectory() as folder:

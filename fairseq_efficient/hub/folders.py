@@ -63,6 +63,10 @@ def export(
     except UserError as err:
         raise UserError(f"checkpoint {checkpoint} cannot be exported: {err}") from None
     facts = _facts(state, folder, precision, len(weights), card or Card())
+    try:
+        render({**facts, "files": []}).encode()
+    except UnicodeEncodeError:
+        raise UserError("the model card's facts are not valid Unicode (--title, --result, --notes ...)") from None
     with staging(folder) as out:
         (out / WEIGHTS).write_bytes(weights)
         for name in found:

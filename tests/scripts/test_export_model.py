@@ -114,6 +114,7 @@ def test_mistakes(exported: tuple[System, Path, Path, Path], tmp_path: Path):
         ([checkpoint, other, "--overwrite"], "notes.txt in it was not made by this script"),
         ([checkpoint, tmp_path / "a", "--data", other], "no dictionary inside"),
         ([checkpoint, tmp_path / "a", "--result", "x"], "expected NAME=VALUE"),
+        ([checkpoint, tmp_path / "a", "--result", "x=\udced"], "not valid Unicode"),
         ([damaged, tmp_path / "a"], "cannot be read"),
         ([tmp_path / "none.pt", tmp_path / "a"], "No such file"),
     ):

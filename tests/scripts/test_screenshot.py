@@ -60,6 +60,7 @@ def told(*args: object) -> str:
 def test_mistakes(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = page.parent / "out.png"
     for args, why in (
+        ([page, page.parent / "out"], "the picture's name must end in .png"),
         ([page, out, "--width", "10"], "--width 10: must be at least 200"),
         ([page, out, "--top", "-1"], "--top -1: must be at least 0"),
         ([page, out, "--top", "500"], "--top 500: the page ends at 324"),
