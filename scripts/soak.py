@@ -2,7 +2,7 @@
 """Train and read tiny models of every system for as long as asked; memory, open files and data workers must not grow.
 
 Each system gets an equal share of the time: four fifths of it for one endless training that validates and saves all the
-while, its data read by a worker that starts anew with each epoch; one fifth for a process that loads its checkpoint and
+while, its data read by workers that start anew with each epoch; one fifth for a process that loads its checkpoint and
 evaluates it, over and over. Both are watched from outside.
 Exit status 0: flat; 1: something grew, or ended by itself.
 """
@@ -36,7 +36,7 @@ from tests.util import System, train_args
 
 MAKE: dict[str, Callable[[Path], Any]] = {"pairs": make_pair_data, "sentences": make_sentence_data}
 ENDLESS = ("--max-update", str(10**9), "--save-interval-updates", "20", "--keep-interval-updates", "2",
-           "--no-epoch-checkpoints", "--log-interval", "20", "--num-workers", "1")  # fmt: skip
+           "--no-epoch-checkpoints", "--log-interval", "20")  # fmt: skip
 START = 120.0  # seconds a process may take until it works
 ALLOWANCE = 8.0  # MB that the allocator may take or give back in any time
 FILES = 2  # that may be open for a moment
@@ -147,12 +147,17 @@ def watch(system: System, what: str, process: psutil.Process, seconds: float) ->
     return found
 
 
-def soak(system: System, folder: Path, seconds: float) -> list[Watched]:
+def soak(system: System, folder: Path, seconds: float, workers: int) -> list[Watched]:
     data = folder / system.data
     if not data.exists():
         MAKE.get(system.data, make_stream_data)(data)
     save = folder / system.arch
-    train = [sys.executable, "-m", "fairseq_cli.train", *train_args(data, save, system, *ENDLESS)]
+    train = [
+        sys.executable,
+        "-m",
+        "fairseq_cli.train",
+        *train_args(data, save, system, *ENDLESS, "--num-workers", str(workers)),
+    ]
     with started(train, folder / f"{system.arch}.train.log", '"num_updates": "40"') as process:
         found = [watch(system, "training", process, seconds * 0.8)]
     read = [sys.executable, str(Path(__file__).resolve()), "--read", str(save / "checkpoint_last.pt"), str(data)]
@@ -191,6 +196,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=1.0, metavar="MB", help="a minute (default: %(default)s)")
     names = [system.user_dir for system in MAIN_SYSTEMS]
     parser.add_argument("--systems", default=",".join(names), metavar="NAME,NAME", help="default: all")
+    parser.add_argument("--num-workers", type=int, default=1, help="that read data in training (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too")
     parser.add_argument("--read", nargs=3, metavar=("CKPT", "DATA", "SYSTEM"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -198,6 +204,8 @@ def main() -> int:
         read_for_ever(*args.read)
     if not args.minutes > 0:
         raise UserError(f"--minutes {args.minutes}: must be greater than 0")
+    if args.num_workers < 0:
+        raise UserError(f"--num-workers {args.num_workers}: must be at least 0")
     chosen = args.systems.split(",")
     unknown = [name for name in chosen if name not in names]
     if unknown:
@@ -207,7 +215,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         for system in MAIN_SYSTEMS:
             if system.user_dir in chosen:
-                for one in soak(system, Path(folder), args.minutes * 60 / len(chosen)):
+                for one in soak(system, Path(folder), args.minutes * 60 / len(chosen), args.num_workers):
                     found.append(one.summary())
                     print(describe(found[-1], args.limit), flush=True)
     if args.json:

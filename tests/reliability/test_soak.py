@@ -44,6 +44,7 @@ def test_growth_is_found():
 def test_mistakes_are_one_line(tmp_path: Path):
     for more, message in (
         (["--minutes", "0"], "--minutes 0.0: must be greater than 0"),
+        (["--num-workers", "-1"], "--num-workers -1: must be at least 0"),
         (["--systems", "x"], "--systems x: not one of deep_pyramidion"),
         (["--json", str(tmp_path / "no" / "x")], "no such folder"),
     ):
@@ -53,22 +54,23 @@ def test_mistakes_are_one_line(tmp_path: Path):
 
 def test_r18_a_minute_is_flat(tmp_path: Path, figure: Record):
     """One system, a fifth of a minute; the limit is wide, because so short a time measures the allocator too."""
-    soaked(tmp_path, figure, "adaptive_span", 0.2, 100.0)
+    soaked(tmp_path, figure, "adaptive_span", 0.2, 100.0, 0)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(1500)
 def test_r18_ten_minutes_are_flat(tmp_path: Path, figure: Record):
-    soaked(tmp_path, figure, "deep_pyramidion,dynamic_pooling,skimming,par_search,adaptive_span", 10, 4.0)
+    soaked(tmp_path, figure, "deep_pyramidion,dynamic_pooling,skimming,par_search,adaptive_span", 10, 4.0, 1)
 
 
-def soaked(folder: Path, figure: Record, systems: str, minutes: float, limit: float) -> None:
+def soaked(folder: Path, figure: Record, systems: str, minutes: float, limit: float, workers: int) -> None:
     flags = ["--minutes", str(minutes), "--systems", systems, "--limit", str(limit), "--json", str(folder / "x.json")]
+    flags += ["--num-workers", str(workers)]
     output = run_cli(str(ROOT / SCRIPT), flags, timeout=minutes * 60 + 400)
     assert "GREW" not in output
     found = json.loads((folder / "x.json").read_text())["processes"]
     assert len(found) == 2 * len(systems.split(",")) and all(one["samples"] >= 9 for one in found)
     figure("R18", "minutes watched", round(sum(one["minutes"] for one in found), 1))
     figure("R18", "MB a minute, at most", max(one["mb_per_minute"] for one in found), largest=True)
-    assert all((one["workers"] > 0) == (one["what"] == "training") for one in found)
+    assert all((one["workers"] > 0) == (workers > 0 and one["what"] == "training") for one in found)
     figure("R18", "open files more, at most", max(one["files_growth"] for one in found), largest=True)
