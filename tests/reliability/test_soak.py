@@ -53,8 +53,8 @@ def test_mistakes_are_one_line(tmp_path: Path):
 
 
 def test_r18_a_minute_is_flat(tmp_path: Path, figure: Record):
-    """One system, a fifth of a minute; the limit is wide, because so short a time measures the allocator too."""
-    soaked(tmp_path, figure, "adaptive_span", 0.2, 100.0, 0)
+    """One system, a tenth of a minute; the limit is wide, because so short a time measures the allocator too."""
+    soaked(tmp_path, figure, "adaptive_span", 0.1, 100.0, 0)
 
 
 @pytest.mark.full
