@@ -59,7 +59,7 @@ def _sync_folder(folder: str) -> None:
             os.close(handle)
 
 
-def write_text(path: Path, text: str, flag: str = "") -> None:
+def write_bytes(path: Path, data: bytes, flag: str = "") -> None:
     """Write a file, or leave the one that is there as it is.
 
     Args:
@@ -70,12 +70,17 @@ def write_text(path: Path, text: str, flag: str = "") -> None:
     """
     try:
         with replacing(str(path)) as file:
-            file.write(text.encode("utf-8"))
+            file.write(data)
     except OSError as err:
         if err.errno in DISK:
             raise CannotWrite(err.errno, err.strerror, f"{flag} {path}".lstrip()) from None
         why = (err.strerror or str(err)).partition(";")[0]
         raise UserError(f"{flag} {path}: {why}".lstrip()) from None
+
+
+def write_text(path: Path, text: str, flag: str = "") -> None:
+    """:func:`write_bytes` of a text, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"), flag)
 
 
 def write_json(path: Path, value: Any, flag: str = "") -> None:

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.text.prepared import read_file
-from fairseq_efficient.text.reading import parse_json
+from fairseq_efficient.text.prepared import read_object
 from fairseq_efficient.text.subwords import Subwords
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -54,16 +53,6 @@ class Source:
     shape: Shape
     weights: dict[str, Tensor]
     config: dict[str, Any]
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = parse_json(read_file(path))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return found
 
 
 def _number(config: dict[str, Any], name: str, path: Path, least: float = 1) -> Any:
@@ -110,7 +99,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        parts = _object(folder / INDEX).get("weight_map")
+        parts = read_object(folder / INDEX, "not a JSON object").get("weight_map")
         names = sorted(set(parts.values())) if isinstance(parts, dict) else []
         if not names or any(Path(str(name)).name != name for name in names):
             raise UserError(f"{folder / INDEX}: does not name the files of the weights")
@@ -146,7 +135,7 @@ def read_model(folder: Path) -> Source:
         raise UserError(f"{folder}: not a folder")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no {CONFIG}")
-    config = _object(folder / CONFIG)
+    config = read_object(folder / CONFIG, "not a JSON object")
     return Source(folder, str(kind_of(config)), read_shape(config, folder / CONFIG), read_weights(folder), config)
 
 

@@ -102,7 +102,8 @@ class ExactAdaptiveSoftmax(AdaptiveSoftmax):
         output = [one if one is None else _wide(one) for one in output]
         if self.training:  # every parameter gets a gradient in every update, as DDP wants
             unused = [tail for tail, one in zip(self.tail, output[1:], strict=True) if one is None]
-            output[0] = output[0] + 0 * sum(one.sum() for tail in unused for one in tail.parameters())
+            for tail in unused:
+                output[0] = output[0] + 0 * sum(one.sum() for one in tail.parameters())
         for tail in range(1, len(output)):
             if output[tail] is not None and output[tail].size(1) > self.pad:
                 output[tail], targets[tail] = self._without_pad(output[tail], targets[tail])

@@ -14,8 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from fairseq_efficient.errors import UserError
-from fairseq_efficient.files import replacing
+from fairseq_efficient.files import write_bytes
 from fairseq_efficient.report.figures import draw_canvas
 from fairseq_efficient.report.train_log import INNER, TrainLog
 
@@ -97,7 +96,7 @@ def write_png(path: Path, found: Probabilities) -> None:
     _over_training(canvas, found)
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png")
-    _write(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def gif(found: Probabilities, seconds: float = 12.0) -> bytes:
@@ -130,7 +129,7 @@ def gif(found: Probabilities, seconds: float = 12.0) -> bytes:
 
 def write_gif(path: Path, found: Probabilities) -> None:
     """:func:`gif` as a file."""
-    _write(path, gif(found))
+    write_bytes(path, gif(found))
 
 
 def embedded_gif(found: Probabilities, description: str) -> Markup:
@@ -144,11 +143,3 @@ def share_of_attention(all_found: Sequence[Probabilities]) -> np.ndarray:
     """(blocks,): in how many of several searches of one depth each block ended as attention."""
     layouts = [one.layout for one in all_found]
     return np.array([[kind == "a" for kind in layout] for layout in layouts], dtype=float).mean(0)
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        with replacing(str(path)) as file:
-            file.write(data)
-    except OSError as err:
-        raise UserError(f"{path}: {err.strerror}") from None

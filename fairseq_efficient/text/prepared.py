@@ -41,6 +41,17 @@ def read_file(path: Path) -> bytes:
         raise UserError(f"{path}: {err.strerror}") from None
 
 
+def read_object(path: Path, otherwise: str) -> dict[str, Any]:
+    """The JSON object in a file; UserError, saying ``otherwise``, if it holds anything else."""
+    try:
+        found = parse_json(read_file(path))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: {otherwise}")
+    return found
+
+
 def sha256_or_none(path: Path | None) -> str | None:
     """Of a file's content; None for no file."""
     return None if path is None else hashlib.sha256(read_file(path)).hexdigest()
@@ -110,15 +121,7 @@ def _made_here(destination: Path) -> dict[str, Any] | None:
 def read_report(folder: Path) -> Report | None:
     """prepare.json; None where there is none (fairseq-preprocess made the data). UserError if it is damaged."""
     path = folder / "prepare.json"
-    if not path.is_file():
-        return None
-    try:
-        found = parse_json(read_file(path))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: damaged; prepare the data again")
-    return found
+    return read_object(path, "damaged; prepare the data again") if path.is_file() else None
 
 
 def existing(options: Prepared) -> dict[str, Any] | None:
