@@ -26,7 +26,8 @@ unset PYTHONDONTWRITEBYTECODE
 
 failed=()
 echo "ruff"
-{ ruff check . && ruff format --check --quiet .; } || failed+=(ruff)
+# without its cache: what is a package of ours depends on the folders beside a file, and the cache does not see those
+{ ruff check --no-cache . && ruff format --no-cache --check --quiet .; } || failed+=(ruff)
 echo "mypy"
 mypy || failed+=(mypy)
 MYPYPATH=scripts:scripts/experiments:scripts/bench mypy --scripts-are-modules --explicit-package-bases \

@@ -17,7 +17,6 @@ from tests.util import ROOT, run_cli
 
 sys.path.insert(0, str(ROOT / "scripts"))
 sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
-import pretrained as script
 import try_pretrained as shown
 from experiment_parts import runs as shared
 from experiment_parts import stages as experiment_stages
@@ -26,6 +25,7 @@ from experiment_parts.pretrained import page, results, stages
 from experiment_parts.pretrained import plan as plans
 from experiment_parts.stages import StageFailed
 
+import pretrained as script
 from tests.scripts.stages_here import script_here, stages_here
 
 SYSTEMS = list(plans.RECIPES)
