@@ -15,6 +15,7 @@ from fairseq_efficient.compat import (
     generation,
     libraries,
     optim,
+    overrides,
     recompute,
     training,
 )
@@ -43,6 +44,7 @@ def apply() -> None:
     checkpoints.ask_all_ranks_before_saving()
     checkpoints.name_what_does_not_fit()
     checkpoints.name_the_save_dir()
+    overrides.refuse_unknown_overrides()
     optim.give_parameters_their_groups()
     recompute.recompute_as_it_was_computed()
     training.let_tasks_end_training()

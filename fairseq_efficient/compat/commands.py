@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fairseq_efficient.compat import mistakes
+from fairseq_efficient.compat import mistakes, overrides
 from fairseq_efficient.compat.patching import MARK, patch
 from fairseq_efficient.errors import UserError
 
@@ -57,7 +57,9 @@ def check_commands() -> None:
                 if _HELP & set(words):
                     _show_help(parser)
                 raise UserError("--arch is missing: say which model to train (--help lists them)") from None
-            mistakes.check_arguments(parsed[0] if isinstance(parsed, tuple) else parsed)
+            values = parsed[0] if isinstance(parsed, tuple) else parsed
+            mistakes.check_arguments(values)
+            overrides.remember_overrides(values)
             return parsed
 
         return parse_args_and_arch
