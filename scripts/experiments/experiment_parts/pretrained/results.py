@@ -58,8 +58,7 @@ def facts(plan: Plan, folder: Path, measured: Results) -> dict[str, Any]:
     """What the page says of a model."""
     runs = plan.runs()
     logs = [read_training_log(one.folder / "train.log") for one in runs]
-    records = [Record.load(one.folder / "train.json") for one in runs]
-    records += [Record.load(plan.search_folder / "search.json")]
+    searched = Record.load(plan.search_folder / "search.json")
     recipe = plan.recipe
     return {
         "title": recipe.title,
@@ -72,7 +71,7 @@ def facts(plan: Plan, folder: Path, measured: Results) -> dict[str, Any]:
         "license_of_texts": recipe.corpus.license,
         "layout": plan.layout,
         "updates": {one.model: one.updates for one in runs},
-        "seconds": round(sum(one.seconds for one in records if one is not None)),
+        "seconds": round(sum(log.seconds for log in logs) + (searched.seconds if searched is not None else 0)),
         "made": head_of(plan, logs),
     }
 
