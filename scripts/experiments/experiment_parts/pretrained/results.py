@@ -71,7 +71,7 @@ def facts(plan: Plan, folder: Path, measured: Results) -> dict[str, Any]:
         "license_of_texts": recipe.corpus.license,
         "layout": plan.layout,
         "updates": {one.model: one.updates for one in runs},
-        "seconds": round(sum(log.seconds for log in logs) + (searched.seconds if searched is not None else 0)),
+        "seconds": round(sum(log.seconds for log in logs) + (searched.seconds if searched is not None else 0), 1),
         "made": head_of(plan, logs),
     }
 
