@@ -8,14 +8,14 @@ from fairseq.models import register_model
 from adaptive_span.attention import AttentionOptions
 from adaptive_span.config import ARCHITECTURES, SequentialConfig
 from adaptive_span.criterion import SpanCriterion
-from adaptive_span.decoder import AdaptiveOptions, DecoderOptions, SequentialDecoder
+from adaptive_span.decoder import DecoderOptions, SequentialDecoder
 from adaptive_span.layers import LayerOptions
 from adaptive_span.optimizer import copy_into_master_
 from adaptive_span.spans import SpanOptions
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.flags import check_least, check_shares
 from fairseq_efficient.hub.loading import PretrainedLanguageModel
-from fairseq_efficient.modules.adaptive_softmax import read_cutoffs
+from fairseq_efficient.modules.adaptive_softmax import adaptive_options
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach
 from fairseq_efficient.plugin.flat_config import Architectures, complete_config, given, register_architectures
 from fairseq_efficient.precision import round_linear_weights_
@@ -96,23 +96,14 @@ def decoder_options(cfg: Any, dictionary: Any) -> DecoderOptions:
         str(cfg.adapt_span_mask) == "orig",
         str(cfg.empty_cache) == "zeros",
     )
-    cutoffs, input_cutoffs = read_cutoffs(cfg, dictionary)
     return DecoderOptions(
         LayerOptions(attention, cfg.decoder_ffn_embed_dim, inside[1], str(cfg.activation_fn)),
         cfg.decoder_layers,
-        cfg.emb_dropout,
         cfg.adapt_span_loss,
-        AdaptiveOptions(
-            cutoffs,
-            cfg.adaptive_softmax_factor,
-            cfg.adaptive_softmax_dropout,
-            input_cutoffs,
-            cfg.adaptive_input_factor,
-            cfg.tie_adaptive_weights,
-            cfg.tie_adaptive_proj,
-        ),
-        cfg.checkpoint_activations,
-        cfg.cpu_bf16,
+        emb_dropout=cfg.emb_dropout,
+        adaptive=adaptive_options(cfg, dictionary),
+        checkpoint=cfg.checkpoint_activations,
+        cpu_bf16=cfg.cpu_bf16,
     )
 
 

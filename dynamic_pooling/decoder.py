@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor, nn
 
+from dynamic_pooling import decoding
 from dynamic_pooling.boundaries import Boundaries, BoundaryOptions, BoundaryRule
-from dynamic_pooling.decoding import HourglassState, empty_state, prefill, step
 from dynamic_pooling.layout import Layout
 from dynamic_pooling.losses import boundary_loss, statistics
 from dynamic_pooling.smoothing import closing_probability, confidence, smooth_segments
 from dynamic_pooling.stack import LayerOptions, Positions, Stack, activation
-from fairseq_efficient.flags import ANY_LENGTH
+from fairseq_efficient.modules.stream_decoder import CausalDecoder, alignment, moved
 from fairseq_efficient.ops.segment_pool import segment_layout, segment_pool, upsample
 from fairseq_efficient.precision import cpu_bf16_autocast
 
@@ -44,14 +43,13 @@ class HourglassOptions:
     cpu_bf16: bool = False
 
 
-class HourglassDecoder(FairseqIncrementalDecoder):
+class HourglassDecoder(CausalDecoder):
     """Language model over tokens (B, T); ``dictionary`` only says which id is the pad and how many there are."""
 
     def __init__(self, dictionary: Any, options: HourglassOptions):
         super().__init__(dictionary)
         o = self.options = options
         dim, types = o.layer.dim, len(dictionary)
-        self.pad: int = dictionary.pad()
         self.embed_tokens = nn.Embedding(types, dim)
         self.pre = Stack(o.layer, o.layout.pre)
         self.content_bias = self.position_bias = None
@@ -67,7 +65,6 @@ class HourglassDecoder(FairseqIncrementalDecoder):
             self.post = Stack(o.layer, o.layout.post)
             self._add_width(dim)
         self.output_projection = nn.Linear(dim, types)
-        self.num_updates = 0
         self.reset_parameters()
 
     def _add_width(self, dim: int) -> None:
@@ -122,32 +119,22 @@ class HourglassDecoder(FairseqIncrementalDecoder):
         """
         with cpu_bf16_autocast(self.options.cpu_bf16, prev_output_tokens.device):
             if incremental_state is not None:
-                return self._incremental(prev_output_tokens, incremental_state), {"attn": [None]}
+                return self.output_projection(self.incremental(prev_output_tokens, incremental_state)), {"attn": [None]}
             return self._full(prev_output_tokens, boundary_targets, boundaries, sample_boundaries)
 
     def _full(self, tokens: Tensor, targets: Tensor | None, given: Tensor | None, sample: bool | None) -> Any:
+        order, back = alignment(tokens, self.pad, self.training)
+        tokens, targets, given = (moved(one, order) for one in (tokens, targets, given))
         padding_mask = tokens.eq(self.pad)
-        # moving left-padded rows costs a host sync, which the trainer's batches (padded at the right) need not pay
-        moved = not (self.training and tokens.is_cuda) and bool(padding_mask[:, :1].any())
-        back = None
-        if moved:
-            order = padding_mask.to(torch.uint8).argsort(dim=1, stable=True)
-            tokens, padding_mask = tokens.gather(1, order), padding_mask.gather(1, order)
-            targets, given = (None if x is None else x.gather(1, order) for x in (targets, given))
-            back = order.argsort(1)
         x, found = self.extract(tokens, padding_mask, self._forced(targets, given), sample)
         logits = self.output_projection(x)
         extra: dict[str, Any] = {"attn": [None]}
         if found is not None:
-            extra["boundaries"] = found.values.detach().bool()
+            extra["boundaries"] = moved(found.values.detach().bool(), back)
             extra["aux"], reference = boundary_loss(self.options, found, logits, targets, padding_mask)
             extra["stats"] = statistics(self.options.boundaries, tokens, found, reference, targets, padding_mask)
             extra["can_sample"] = self.options.boundaries.type == "gumbel"
-        if back is not None:
-            logits = logits.gather(1, back.unsqueeze(-1).expand_as(logits))
-            if found is not None:
-                extra["boundaries"] = extra["boundaries"].gather(1, back)
-        return logits, extra
+        return moved(logits, back), extra
 
     def _forced(self, targets: Tensor | None, given: Tensor | None) -> Tensor | None:
         if given is not None:
@@ -219,27 +206,11 @@ class HourglassDecoder(FairseqIncrementalDecoder):
 
     # --- incremental decoding -------------------------------------------------------------------------------------
 
-    def _incremental(self, tokens: Tensor, incremental_state: Any) -> Tensor:
-        state = self.get_incremental_state(incremental_state, "hourglass")
-        if state is None:
-            state = empty_state(self, tokens)
-            self.set_incremental_state(incremental_state, "hourglass", state)
-            x = prefill(self, tokens, state) if tokens.size(1) > 1 else step(self, tokens[:, 0], state).unsqueeze(1)
-        else:
-            new = [step(self, tokens[:, place], state) for place in range(state.seen, tokens.size(1))]
-            x = torch.stack(new, 1)
-        return self.output_projection(x)
+    def empty_state(self, rows: int) -> decoding.HourglassState:
+        return decoding.empty_state(self, rows)
 
-    def reorder_incremental_state(self, incremental_state: Any, new_order: Tensor) -> None:
-        state: HourglassState | None = self.get_incremental_state(incremental_state, "hourglass")
-        if state is not None:
-            state.reorder(new_order)
+    def fill(self, tokens: Tensor, state: decoding.HourglassState) -> Tensor:
+        return decoding.fill(self, tokens, state)
 
-    # --- what fairseq asks ------------------------------------------------------------------------------------------
-
-    def set_num_updates(self, num_updates: int) -> None:
-        self.num_updates = num_updates
-
-    def max_positions(self) -> int:
-        """No limit: positions are relative."""
-        return ANY_LENGTH
+    def step(self, tokens: Tensor, state: decoding.HourglassState) -> Tensor:
+        return decoding.step(self, tokens, state)

@@ -42,9 +42,9 @@ class HourglassState:
             setattr(self, name, getattr(self, name).index_select(0, new_order))
 
 
-def empty_state(decoder: "HourglassDecoder", tokens: Tensor) -> HourglassState:
-    """A state for R = tokens.size(0) rows; the null segment is read already."""
-    rows, o = tokens.size(0), decoder.options
+def empty_state(decoder: "HourglassDecoder", rows: int) -> HourglassState:
+    """A state for R rows; the null segment is read already."""
+    o = decoder.options
     like = decoder.embed_tokens.weight
     wide = torch.float64 if like.dtype == torch.float64 else torch.float32
     pre = [LayerCache() for _ in decoder.pre.layers]
@@ -61,13 +61,12 @@ def empty_state(decoder: "HourglassDecoder", tokens: Tensor) -> HourglassState:
     )
 
 
-def prefill(decoder: "HourglassDecoder", tokens: Tensor, state: HourglassState) -> Tensor:
+def fill(decoder: "HourglassDecoder", tokens: Tensor, state: HourglassState) -> Tensor:
     """Read tokens (R, n) without pads by one full forward into an empty state; states (R, n, D) for the projection."""
     o = decoder.options
     x = decoder._embed(tokens)
     positions = decoder.token_positions(tokens.size(1), x)
     h = decoder.pre.fill(x, positions, state.pre)
-    state.seen = tokens.size(1)
     if decoder.boundary_rule is None:
         return h
     found = decoder.boundary_rule(tokens, h)
@@ -93,13 +92,11 @@ def step(decoder: "HourglassDecoder", tokens: Tensor, state: HourglassState) -> 
     x = decoder._embed(tokens)
     h = decoder.pre.step(x, decoder.biases(), state.pre)
     if decoder.boundary_rule is None:
-        state.seen += 1
         return h
     if state.seen == 0:
         null = decoder.null_segment.to(h.dtype).expand(h.size(0), -1)
         _close(decoder, state, null, None, None)
     found = decoder.boundary_rule(tokens.unsqueeze(1), h.unsqueeze(1), first=state.seen)
-    state.seen += 1
     state.total = state.total + h
     state.count = state.count + 1
     rows = found.values[:, 0].bool().nonzero().squeeze(1)

@@ -1,6 +1,7 @@
 """The models ``par_lm`` and ``par_supernet``: flags to parts, with one line for each mistake."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from fairseq.models import register_model
@@ -8,7 +9,7 @@ from fairseq.models import register_model
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.flags import check_least, check_scales, check_shares
 from fairseq_efficient.hub.loading import PretrainedLanguageModel
-from fairseq_efficient.modules.adaptive_softmax import read_cutoffs
+from fairseq_efficient.modules.adaptive_softmax import AdaptiveOptions, adaptive_options
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach
 from fairseq_efficient.ops.relaxed_onehot import gumbel_like
 from fairseq_efficient.plugin.flat_config import Architectures, complete_config, register_architectures
@@ -119,7 +120,7 @@ def decoder_options(cfg: Any, dictionary: Any) -> DecoderOptions:
         raise UserError(f"--decoder-embed-dim {dim}: must be even (sines and cosines)")
     if cfg.same_length and not cfg.mem_len:
         raise UserError("--same-length needs --mem-len: without memory no token would see another")
-    cutoffs, input_cutoffs = _cutoffs(cfg, dictionary)
+    adaptive = _adaptive(cfg, dictionary)
     block = BlockOptions(
         dim,
         cfg.decoder_ffn_embed_dim,
@@ -139,15 +140,10 @@ def decoder_options(cfg: Any, dictionary: Any) -> DecoderOptions:
         cfg.mem_len,
         cfg.same_length,
         cfg.tokens_per_sample if isinstance(cfg.tokens_per_sample, int) else 0,
-        cutoffs,
-        cfg.adaptive_softmax_factor,
-        cfg.adaptive_softmax_dropout,
-        input_cutoffs,
-        cfg.adaptive_input_factor,
-        cfg.tie_adaptive_weights or cfg.share_decoder_input_output_embed,
-        cfg.tie_adaptive_proj,
-        cfg.checkpoint_activations,
-        cfg.cpu_bf16,
+        emb_dropout=cfg.dropout,
+        adaptive=adaptive,
+        checkpoint=cfg.checkpoint_activations,
+        cpu_bf16=cfg.cpu_bf16,
     )
 
 
@@ -159,12 +155,13 @@ def _check_ranges(cfg: Any) -> None:
     check_scales(cfg, "init_std")
 
 
-def _cutoffs(cfg: Any, dictionary: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Cutoffs of softmax and input; UserError where they cannot be, or cannot be tied."""
-    softmax, inputs = read_cutoffs(cfg, dictionary)
-    if cfg.share_decoder_input_output_embed and (softmax or inputs):
+def _adaptive(cfg: Any, dictionary: Any) -> AdaptiveOptions:
+    found = adaptive_options(cfg, dictionary)
+    if not cfg.share_decoder_input_output_embed:
+        return found
+    if found.cutoffs or found.input_cutoffs:
         raise UserError("--share-decoder-input-output-embed is for a full softmax: say --tie-adaptive-weights")
-    return softmax, inputs
+    return replace(found, tie_weights=True)
 
 
 for base, prefixes in ((SupernetLanguageModel, ("par_supernet",)), (ParLanguageModel, ("par_lm",))):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -89,8 +88,7 @@ class SupernetDecoder(BlockDecoder):
     ):
         super().__init__(dictionary, options)
         self.temperature, self.straight_through, self.mixture = temperature, straight_through, mixture
-        built = [SuperBlock(options.block) for _ in range(blocks)]
-        self.blocks = nn.ModuleList(checkpoint_wrapper(one) if options.checkpoint else one for one in built)
+        self.blocks = self.checkpointed(SuperBlock(options.block) for _ in range(blocks))
         self.alpha = nn.Parameter(torch.zeros(blocks, len(KINDS)))
         self.alpha.param_group = ARCHITECTURE  # type: ignore[attr-defined]
 
@@ -127,7 +125,7 @@ class SupernetDecoder(BlockDecoder):
         return found
 
     def slots(self) -> list[AttentionBlock]:
-        return [block.attention for block in self.blocks]  # type: ignore[misc]
+        return [block.attention for block in self.blocks]
 
     def attention_count(self) -> int:
         return len(self.blocks) if self.mixture else self.layout().count("a")

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,19 @@ from torch.nn.functional import cross_entropy, dropout, linear, log_softmax
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.ops.optimal_cutoffs import band_width
 from fairseq_efficient.precision import cpu_bf16_autocast
+
+
+@dataclass(frozen=True)
+class AdaptiveOptions:
+    """Adaptive input and softmax; empty cutoffs mean there is none. ``tie_weights`` without: of plain ends."""
+
+    cutoffs: tuple[int, ...] = ()
+    factor: float = 4.0
+    dropout: float = 0.0
+    input_cutoffs: tuple[int, ...] = ()
+    input_factor: float = 4.0
+    tie_weights: bool = False
+    tie_projections: bool = False
 
 
 class CleanAdaptiveInput(AdaptiveInput):
@@ -266,11 +280,11 @@ def reset_embedding(embedding: nn.Embedding) -> None:
         nn.init.zeros_(embedding.weight[embedding.padding_idx])
 
 
-def read_cutoffs(cfg: Any, dictionary: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Cutoffs of softmax and input by the flags ``--adaptive-*``; none is ().
+def adaptive_options(cfg: Any, dictionary: Any) -> AdaptiveOptions:
+    """By the flags ``--adaptive-*`` and ``--tie-adaptive-*``.
 
     Raises:
-        UserError: they cannot be, or cannot be tied.
+        UserError: cutoffs that cannot be, or cannot be tied.
     """
     types, pad = len(dictionary), dictionary.pad()
     softmax = parse_cutoffs("adaptive-softmax-cutoff", cfg.adaptive_softmax_cutoff, types, pad)
@@ -288,4 +302,12 @@ def read_cutoffs(cfg: Any, dictionary: Any) -> tuple[tuple[int, ...], tuple[int,
         same = inputs == softmax and cfg.adaptive_input_factor == cfg.adaptive_softmax_factor
         if not softmax or not inputs or not same:
             raise UserError("--tie-adaptive-weights needs adaptive softmax and input of the same cutoffs and factor")
-    return tuple(softmax), tuple(inputs)
+    return AdaptiveOptions(
+        tuple(softmax),
+        cfg.adaptive_softmax_factor,
+        cfg.adaptive_softmax_dropout,
+        tuple(inputs),
+        cfg.adaptive_input_factor,
+        cfg.tie_adaptive_weights,
+        cfg.tie_adaptive_proj,
+    )

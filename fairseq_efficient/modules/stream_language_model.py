@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from fairseq.models import FairseqLanguageModel
 from torch import Tensor
 
@@ -66,15 +65,3 @@ class StreamLanguageModel(FairseqLanguageModel):
 def layers_reach(layers: int, memory_length: int, tokens: int) -> int:
     """:meth:`StreamLanguageModel.memory_reach` of a stack of ``layers`` that attend over ``memory_length`` places."""
     return layers * -(-memory_length // tokens) * tokens
-
-
-def left_aligned(tokens: Tensor, pad: int, training: bool) -> tuple[Tensor, Tensor | None]:
-    """Tokens (B, T) with all pads at the right, and where each has gone to (B, T); None where no pad is at the left.
-
-    The trainer's batches are never left-padded, so a GPU is not asked in training.
-    """
-    padding_mask = tokens.eq(pad)
-    if (training and tokens.is_cuda) or not bool(padding_mask[:, :1].any()):
-        return tokens, None
-    order = padding_mask.to(torch.uint8).argsort(dim=1, stable=True)
-    return tokens.gather(1, order), order.argsort(1)

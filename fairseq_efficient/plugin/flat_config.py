@@ -83,7 +83,7 @@ def with_defaults(dataclass: type, name: str, values: dict[str, Any]) -> type:
 
 @dataclass
 class AdaptiveSoftmaxConfig(FairseqDataclass):
-    """Flags that :func:`fairseq_efficient.modules.adaptive_softmax.read_cutoffs` reads."""
+    """Flags that :func:`fairseq_efficient.modules.adaptive_softmax.adaptive_options` reads."""
 
     adaptive_softmax_cutoff: Optional[str] = field(
         default=None,

@@ -223,7 +223,7 @@ def test_rows_may_move_double_and_go(flags: dict[str, Any]):
 def test_a_state_knows_its_size():
     decoder, state = par_lm().decoder, {}
     decoder(tokens(2, 9), incremental_state=state)
-    found = decoder.get_incremental_state(state, "blocks")
+    found = decoder.get_incremental_state(state, "decoding")
     assert len(found.caches) == 2 and found.size_bytes() > 2 * 2 * 2 * 6 * 16 * 8
 
 
