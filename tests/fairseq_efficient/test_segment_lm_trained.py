@@ -221,7 +221,7 @@ def windowed(model: Any, tokens: torch.Tensor, window: int) -> torch.Tensor:
     for layer in decoder.layers:
         attended = layer.attention(x, positions, decoder.content_bias, decoder.position_bias, window=window)
         x = layer.after(x, attended)
-    return decoder.output(x)
+    return decoder.output_layer(x)
 
 
 def test_steps_are_a_full_forward_with_reordering(trained: Path, stream_data: Path):

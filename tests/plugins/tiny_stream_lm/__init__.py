@@ -9,7 +9,7 @@ from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 from fairseq.dataclass import FairseqDataclass  # noqa: E402
-from fairseq.models import FairseqIncrementalDecoder, register_model  # noqa: E402
+from fairseq.models import register_model  # noqa: E402
 from omegaconf import II  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.functional import dropout  # noqa: E402
@@ -17,6 +17,7 @@ from torch.nn.functional import dropout  # noqa: E402
 import fairseq_efficient.plugin  # noqa: E402, F401
 from fairseq_efficient.checkpoint_rules import trust  # noqa: E402
 from fairseq_efficient.modules.relative_self_attention import RelativeSelfAttention, sinusoids  # noqa: E402
+from fairseq_efficient.modules.stream_decoder import DecodingState, StreamDecoder, StreamOptions  # noqa: E402
 from fairseq_efficient.modules.stream_language_model import StreamLanguageModel, layers_reach  # noqa: E402
 from fairseq_efficient.state import WindowCache  # noqa: E402
 from fairseq_efficient.stream_memory import extend  # noqa: E402
@@ -50,32 +51,22 @@ class Layer(nn.Module):
         return self.norm2(x + dropout(self.fc2(self.fc1(x).relu()), self.rate, self.training))
 
 
-class TinyDecoder(FairseqIncrementalDecoder):
+class TinyDecoder(StreamDecoder):
     def __init__(self, dictionary: Any, cfg: TinyConfig):
-        super().__init__(dictionary)
+        super().__init__(dictionary, StreamOptions(emb_dropout=cfg.dropout), cfg.width)
         self.cfg, heads = cfg, 2
         window = max(cfg.mem_len, 1) if cfg.same_length else None
         clamp = None if cfg.clamp_len < 0 else cfg.clamp_len
-        self.embed = nn.Embedding(len(dictionary), cfg.width)
-        self.layers = nn.ModuleList(Layer(cfg.width, heads, cfg.dropout, window, clamp) for _ in range(cfg.layers))
+        self.build_input()
+        self.layers = self.checkpointed(Layer(cfg.width, heads, cfg.dropout, window, clamp) for _ in range(cfg.layers))
         self.content_bias, self.position_bias = (nn.Parameter(torch.randn(heads, cfg.width // heads)) for _ in "uv")
-        self.output = nn.Linear(cfg.width, len(dictionary))
+        self.build_output()
 
-    def forward(
-        self,
-        tokens: Tensor,
-        encoder_out: Any = None,
-        incremental_state: Any = None,
-        memory: list[Tensor] | None = None,
-        memory_length: int | None = None,
-    ) -> Any:
-        if incremental_state is not None:
-            return self.output(self._incremental(tokens, incremental_state)), {"attn": [None]}
+    def read(self, tokens: Tensor, memory: Any, memory_length: int | None, **_: Any) -> Any:
         length = self.cfg.mem_len if memory_length is None else memory_length
-        x = dropout(self.embed(tokens), self.cfg.dropout, self.training)
+        x, after = self.embed(tokens), []
         remembered = 0 if memory is None else memory[0].size(-2)
-        positions = sinusoids(remembered + x.size(1), self.cfg.width, x.device).to(x.dtype)
-        after = []
+        positions = sinusoids(remembered + x.size(1), self.dim, x.device).to(x.dtype)
         for number, layer in enumerate(self.layers):
             past = None if memory is None else memory[number]
             out, k, v = layer.attention.attend(x, positions, self.content_bias, self.position_bias, memory=past)
@@ -84,32 +75,24 @@ class TinyDecoder(FairseqIncrementalDecoder):
             else:
                 after.append(extend(past, x, length))
             x = layer.after(x, out)
-        return self.output(x), {"attn": [None], "memory": after}
+        return x, {"memory": after}
 
-    def _incremental(self, tokens: Tensor, incremental_state: Any) -> Tensor:
-        caches = self.get_incremental_state(incremental_state, "caches")
-        fresh = caches is None
-        if fresh:
-            window = max(self.cfg.mem_len, 1) if self.cfg.same_length else self.cfg.mem_len + 1
-            caches = [WindowCache(window=window) for _ in self.layers]
-            self.set_incremental_state(incremental_state, "caches", caches)
-        if fresh and tokens.size(1) > 1:
-            x = self.embed(tokens)
-            positions = sinusoids(x.size(1), self.cfg.width, x.device)
-            for layer, cache in zip(self.layers, caches, strict=True):
-                x = layer.after(x, layer.attention.fill(x, positions, self.content_bias, self.position_bias, cache))
-            return x
-        x = self.embed(tokens[:, -1])
-        for layer, cache in zip(self.layers, caches, strict=True):
+    def empty_state(self, rows: int) -> DecodingState:
+        window = max(self.cfg.mem_len, 1) if self.cfg.same_length else self.cfg.mem_len + 1
+        return DecodingState([WindowCache(window=window) for _ in self.layers])
+
+    def fill(self, tokens: Tensor, state: DecodingState) -> Tensor:
+        x = self.embed(tokens)
+        positions = sinusoids(x.size(1), self.dim, x.device)
+        for layer, cache in zip(self.layers, state.caches, strict=True):
+            x = layer.after(x, layer.attention.fill(x, positions, self.content_bias, self.position_bias, cache))
+        return x
+
+    def step(self, tokens: Tensor, state: DecodingState) -> Tensor:
+        x = self.embed(tokens)
+        for layer, cache in zip(self.layers, state.caches, strict=True):
             x = layer.after(x, layer.attention.step(x, cache, self.content_bias, self.position_bias))
-        return x.unsqueeze(1)
-
-    def reorder_incremental_state(self, incremental_state: Any, new_order: Tensor) -> None:
-        for cache in self.get_incremental_state(incremental_state, "caches") or ():
-            cache.reorder(new_order)
-
-    def max_positions(self) -> int:
-        return 1_000_000
+        return x
 
 
 @register_model("tiny_stream_lm", dataclass=TinyConfig)
