@@ -20,7 +20,7 @@ from fairseq_efficient.report import benches
 from fairseq_efficient.report.page import write
 
 BENCHES = {
-    "pyramidion": "Pyramidion",
+    "deep_pyramidion": "Pyramidion",
     "dynamic_pooling": "Dynamic pooling",
     "skimming": "Skimming",
     "par_search": "PAR search",

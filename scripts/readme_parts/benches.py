@@ -19,7 +19,7 @@ class Bench(NamedTuple):
 _STOCK, _BLOCKWISE = "stock fairseq `transformer`", "blockwise, no pooling (the paper's baseline)"
 _VANILLA = "12 layers without pooling, same attention"
 PYRAMIDION = Bench(
-    "bench_pyramidion.json",
+    "bench_deep_pyramidion.json",
     "Pyramidion",
     "d=512, 6+6 layers, chunks of 512, halving to 512",
     {

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from bench_parts.deep_pyramidion import models as pyramid
 from bench_parts.dynamic_pooling import models as hourglass
-from bench_parts.pyramidion import models as pyramid
 from bench_parts.skimming import models as skim
 from fairseq_efficient import huggingface_names as names
 from fairseq_efficient.bench.parity import Check, difference

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from bench_parts.deep_pyramidion.models import PYRAMIDION
 from bench_parts.peers.models import (
     GPT2,
     LED,
@@ -16,7 +17,6 @@ from bench_parts.peers.models import (
     language_model_step,
     train_step,
 )
-from bench_parts.pyramidion.models import PYRAMIDION
 from fairseq_efficient.bench.session import Session
 
 ROWS = ("classification", "encoder", "training", "summaries", "characters", "decoding")

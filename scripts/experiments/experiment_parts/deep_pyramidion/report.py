@@ -39,8 +39,8 @@ far larger models on far more documents.
 
 Training time is the sum of fairseq's `train_wall` (steps only: no validation, no start, no saving). Seconds per update
 are the median of the logged intervals and, in brackets, the fastest of them: the machine was not idle otherwise, so
-compare the fastest; `bench_pyramidion.json` has speeds measured side by side. Memory is the largest resident set of the
-process (on a GPU, for training: the most that torch allocated).
+compare the fastest; `bench_deep_pyramidion.json` has speeds measured side by side. Memory is the largest resident set
+of the process (on a GPU, for training: the most that torch allocated).
 """
 
 
@@ -89,10 +89,10 @@ def _whole(value: float) -> int:
 
 
 def write(folder: Path, document: dict[str, Any]) -> None:
-    """``pyramidion.json`` and ``pyramidion.md`` in ``folder``; ``document`` has at least one row."""
+    """``deep_pyramidion.json`` and ``deep_pyramidion.md`` in ``folder``; ``document`` has at least one row."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "pyramidion.json", document)
-    (folder / "pyramidion.md").write_text(page(document), encoding="utf-8")
+    write_json(folder / "deep_pyramidion.json", document)
+    (folder / "deep_pyramidion.md").write_text(page(document), encoding="utf-8")
 
 
 def page(document: dict[str, Any]) -> str:

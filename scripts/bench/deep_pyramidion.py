@@ -9,12 +9,12 @@ from pathlib import Path
 
 # ruff: noqa: E402
 FOLDER = Path(__file__).resolve().parent
-sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER)]
+sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER)]  # in this order: the package has this script's name
 if __name__ in ("__main__", "__mp_main__"):  # first, because fairseq sets the level to DEBUG when it is imported
     logging.basicConfig(level=logging.ERROR)
 
-from bench_parts.pyramidion.models import Setup, parity
-from bench_parts.pyramidion.rows import ROWS, Bench
+from bench_parts.deep_pyramidion.models import Setup, parity
+from bench_parts.deep_pyramidion.rows import ROWS, Bench
 
 from fairseq_efficient.bench import command
 from fairseq_efficient.errors import run_main

@@ -16,8 +16,8 @@ from fairseq_efficient.errors import UserError
 from tests.util import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
-import pyramidion_sumpubmed as script
-from experiment_parts.pyramidion import report
+import deep_pyramidion_summarization as script
+from experiment_parts.deep_pyramidion import report
 from experiment_parts.stages import Record, StageFailed, read_training_log, run
 
 
@@ -131,8 +131,8 @@ def test_rows_and_page(tmp_path: Path) -> None:
     assert full["rouge2"]["value"] == 11 and full["rouge2"]["low"] == 10 and full["rouge2"]["seconds"] == 50
     assert full["seconds_per_update"]["value"] == 5 and full["valid_nll_loss"]["value"] == 6.78
     report.write(tmp_path / "results", found)
-    assert json.loads((tmp_path / "results" / "pyramidion.json").read_text()) == found
-    page = (tmp_path / "results" / "pyramidion.md").read_text()
+    assert json.loads((tmp_path / "results" / "deep_pyramidion.json").read_text()) == found
+    page = (tmp_path / "results" / "deep_pyramidion.md").read_text()
     assert "| full attention | 10.00 [9.00, 11.00] | 11.00 [10.00, 12.00] |" in page
     assert "| full attention | 1,450,752 | 10 | 50 s | 5.00 (5.00) | 802 | 5 min | 702 | 6.780 |" in page
     assert page.count("| lead (no model) |") == 1 and "with local changes" in page
@@ -192,5 +192,5 @@ def test_documents_are_limited_without_touching_what_is_there(tmp_path: Path) ->
 
 
 def test_the_parent_process_stays_small() -> None:
-    code = "import sys, pyramidion_sumpubmed; sys.exit('torch' in sys.modules)"
+    code = "import sys, deep_pyramidion_summarization; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "scripts" / "experiments")

@@ -13,12 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_efficient.bench import flops, session
 from fairseq_efficient.errors import UserError
-from tests.util import ROOT, error_line, run_cli
+from tests.util import ROOT, error_line, load_script, run_cli
 
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
 import draw as draw_script
-import pyramidion as script
-from bench_parts.pyramidion import models, rows
+from bench_parts.deep_pyramidion import models, rows
+
+SCRIPT = ROOT / "scripts" / "bench" / "deep_pyramidion.py"
+script = load_script(SCRIPT)
 
 TOY = models.Setup(
     dim=16, ffn=32, heads=2, layers=3, chunk=16, kept=16, vocab=60, target=6, beam=3, tokens=4
@@ -54,7 +56,7 @@ def test_parity_is_green_and_red_parity_measures_nothing(
     checks = list(models.parity(TOY))
     assert len(checks) == 11 and all(check.passed for check in checks), checks
     monkeypatch.setattr(script, "parity", lambda setup: [models.Check("broken", float("nan"), 1e-4)])
-    monkeypatch.setattr(sys, "argv", ["pyramidion.py", "--threads", "1"])
+    monkeypatch.setattr(sys, "argv", ["deep_pyramidion.py", "--threads", "1"])
     assert script.main() == 1
     out = capsys.readouterr()
     assert "FAIL broken" in out.out and "vs_stock" not in out.out and "no speed" in out.err
@@ -75,8 +77,8 @@ def toy_bench(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_writes_every_row(toy_bench: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    argv = ["pyramidion.py", "--threads", "1", "--json", str(tmp_path / "a.json"), "--png", str(tmp_path / "a.png")]
-    monkeypatch.setattr(sys, "argv", argv)
+    argv = ["--threads", "1", "--json", str(tmp_path / "a.json"), "--png", str(tmp_path / "a.png")]
+    monkeypatch.setattr(sys, "argv", ["deep_pyramidion.py", *argv])
     assert script.main() == 0
     document = json.loads((tmp_path / "a.json").read_text())
     assert {"date", "machine", "versions", "commit", "command", "settings", "rows"} <= set(document)
@@ -139,7 +141,7 @@ def test_interrupted_run_keeps_what_it_measured(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(rows.Bench, "_train_step", interrupt)
-    monkeypatch.setattr(sys, "argv", ["pyramidion.py", "--threads", "1", "--json", str(tmp_path / "a.json")])
+    monkeypatch.setattr(sys, "argv", ["deep_pyramidion.py", "--threads", "1", "--json", str(tmp_path / "a.json")])
     assert script.main() == 130
     document = json.loads((tmp_path / "a.json").read_text())
     assert len(document["rows"]) == 6 and document["settings"]["complete"] is False
@@ -160,5 +162,5 @@ def test_wrong_flags(flags: list[str], said: str) -> None:
 
 
 def test_wrong_flags_are_one_line() -> None:
-    output = run_cli(str(ROOT / "scripts/bench/pyramidion.py"), ["--json", "no/such/folder/a.json"], expect=2)
+    output = run_cli(str(SCRIPT), ["--json", "no/such/folder/a.json"], expect=2)
     assert error_line(output) == "error: --json no/such/folder/a.json: no such folder"

@@ -13,6 +13,7 @@ ROOT = FOLDER.parents[1]
 sys.path[:0] = [str(ROOT), str(FOLDER)]  # this process imports no torch: see experiment_parts/stages.py
 
 # ruff: noqa: E402
+from experiment_parts.deep_pyramidion import report as pyramidion_report
 from experiment_parts.flags import (
     add_machine,
     add_out,
@@ -24,7 +25,6 @@ from experiment_parts.flags import (
     make_parser,
     results_folder,
 )
-from experiment_parts.pyramidion import report as pyramidion_report
 from experiment_parts.runs import ExperimentPlan, once
 from experiment_parts.stages import (
     Record,
@@ -84,7 +84,7 @@ def get_parser() -> argparse.ArgumentParser:
     add_machine(parser)
     parser.add_argument("--log-interval", type=int, metavar="N", help="updates (default: 10; on CUDA 100)")
     parser.add_argument("--save-interval", type=int, default=50, help="updates (default: %(default)s)")
-    add_output(parser, "pyramidion", "{json,md}")
+    add_output(parser, "deep_pyramidion", "{json,md}")
     return parser
 
 
@@ -273,7 +273,7 @@ def stages(args: argparse.Namespace, models: list[str]) -> None:
         generate(plan, model)
         done.append(model)
         pyramidion_report.write(folder, results(plan, done))
-        say(f"wrote {folder / 'pyramidion.json'} and .md ({', '.join(done)})")
+        say(f"wrote {folder / 'deep_pyramidion.json'} and .md ({', '.join(done)})")
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from bench_parts.pyramidion.models import (
+from bench_parts.deep_pyramidion.models import (
     BLOCKWISE,
     PYRAMIDION,
     PYRAMIDION_BF16,
