@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ def read_stages(path: Path) -> list[Stage]:
     return stages
 
 
+def write_stages(path: Path, stages: Sequence[Stage]) -> None:
+    """What :func:`read_stages` reads."""
+    write_json(path, [asdict(stage) for stage in stages])
+
+
 def record(path: Path, new: Stage, add: bool = False) -> None:
     """Add a run to the stage of that name; one that was done before is begun anew, unless ``add``."""
     stages = read_stages(path) if path.exists() else []
@@ -64,7 +70,7 @@ def record(path: Path, new: Stage, add: bool = False) -> None:
         old.peak_mb = new.peak_mb if again else max(old.peak_mb, new.peak_mb)
         old.runs = 1 if again else old.runs + 1
         old.done, old.command = new.done, new.command
-    write_json(path, [asdict(stage) for stage in stages])
+    write_stages(path, stages)
 
 
 class Readable:
@@ -129,14 +135,10 @@ class Readable:
 
 
 def duration(seconds: float) -> str:
-    """``75`` -> ``1 min 15 s``"""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, rest = divmod(seconds, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"
+    """75 s, 12 min, 2.5 h"""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def run_stage(path: Path, name: str, command: list[str], readable: Readable | None = None, add: bool = False) -> int:

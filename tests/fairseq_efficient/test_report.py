@@ -212,4 +212,4 @@ def test_fairseqs_output_in_short():
 
 def test_durations():
     found = [stages.duration(seconds) for seconds in (0.4, 59.6, 75, 120, 3725)]
-    assert found == ["0 s", "1 min", "1 min 15 s", "2 min", "1 h 2 min"]
+    assert found == ["0 s", "60 s", "75 s", "2 min", "62 min"]

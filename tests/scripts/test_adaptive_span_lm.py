@@ -204,7 +204,7 @@ def test_data_without_a_dictionary(tmp_path: Path):
 
 def test_the_corpus_is_prepared_as_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     ran: list[list[str]] = []
-    monkeypatch.setattr(language_model_plan, "run", lambda command, *args, **more: ran.append(command[2:]))
+    monkeypatch.setattr(shared, "run", lambda command, *args, **more: ran.append(command[2:]))
     parse = script.get_parser().parse_args
     cases = ([], ["--cut", "enwik8"], ["--split", "train=a", "--split", "valid=b", "--format", "text"])
     for flags in cases:

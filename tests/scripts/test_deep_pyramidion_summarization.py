@@ -13,12 +13,18 @@ from typing import Any
 import pytest
 
 from fairseq_efficient.errors import UserError
+from tests.test_readmes import write_documents
 from tests.util import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
 import deep_pyramidion_summarization as script
-from experiment_parts.deep_pyramidion import report
-from experiment_parts.stages import Record, StageFailed, read_training_log, run
+from experiment_parts import runs
+from experiment_parts.deep_pyramidion import page as pages
+from experiment_parts.deep_pyramidion import plan as plans
+from experiment_parts.deep_pyramidion import stages
+from experiment_parts.stages import Record, StageFailed, read_training_log, run, trained
+
+from tests.scripts.stages_here import script_here, stages_here
 
 
 def line(tag: str, **values: Any) -> str:
@@ -49,7 +55,7 @@ def test_training_seconds_add_up_over_a_crash(tmp_path: Path) -> None:
     assert (log.parameters, log.updates, log.finished) == (1450752, 40, False)
     assert log.cuts == {"train": "4 of 5 sources cut to 64 tokens (mean 7 % kept), 0 targets cut"}
     path.write_text(path.read_text() + END)
-    assert read_training_log(path).finished and script.trained(path, 40) and not script.trained(path, 41)
+    assert read_training_log(path).finished and trained(path, 40) and not trained(path, 41)
 
 
 def test_gpu_memory_is_what_was_never_free(tmp_path: Path) -> None:
@@ -103,43 +109,64 @@ def test_a_killed_experiment_leaves_no_training_behind(tmp_path: Path) -> None:
     wait_for(lambda: not status.exists() or ") Z " in status.read_text())
 
 
-ROUGE = {
-    **{kind: {"mean": 10.0 + i, "low": 9.0 + i, "high": 11.0 + i} for i, kind in enumerate(report.KINDS)},
-    "words": 123.4,
-}  # fmt: skip
+SIZE = ["--models", "pyramidion,full", "--updates", "2", "--batch-size", "4", "--generate-batch-size", "4",
+        "--vocab-size", "90", "--max-source-positions", "64", "--threads", "1", "--name", "tiny"]  # fmt: skip
+SMALL = ["--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "24", "--decoder-embed-dim", "16",
+         "--decoder-ffn-embed-dim", "24", "--enc-layers-and-token-width", "0:32", "--chunk-size", "8"]  # fmt: skip
 
 
-def document(tmp_path: Path) -> dict[str, Any]:
-    path = tmp_path / "train.log"
-    path.write_text(HEAD + inner(10, 50) + line("valid", valid_num_updates="10", valid_nll_loss="6.78") + END)
-    stages = {"train": {"seconds": 70.0, "peak_mb": 801.5}, "generate": {"seconds": 300.0, "peak_mb": 702.4}}
-    common = {"data": "D", "seed": 1}
-    rows = report.model_rows({**common, "model": "full", "updates": 10}, read_training_log(path), ROUGE, stages)
-    return {
-        "date": "2026-01-01", "commit": "abc", "dirty": True, "command": "python x.py", "versions": {"torch": "2"},
-        "machine": {"cpu": "C", "cores": 2, "threads": 2, "memory_gb": 3.5, "gpu": None},
-        "data": {"name": "D", "split": "valid", "pairs": 7, "max_source_positions": 64, "cut": {"train": "all cut"}},
-        "settings": {"a": 1}, "rows": rows + report.floor_rows({**common, "model": "lead"}, ROUGE),
-    }  # fmt: skip
+def call(monkeypatch: pytest.MonkeyPatch, out: Path, *flags: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["deep_pyramidion_summarization.py", "--out", str(out), *SIZE, *map(str, flags)])
+    return script.main()
 
 
-def test_rows_and_page(tmp_path: Path) -> None:
-    found = document(tmp_path)
+def test_all_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """From files to the page; nothing is done twice; the report reads a run."""
+    write_documents(tmp_path, {"train": 10, "valid": 5})
+    monkeypatch.setattr(plans, "TRAIN_FLAGS", [*plans.TRAIN_FLAGS, *SMALL])
+    monkeypatch.setattr(plans, "MODELS", {name: [*flags, *SMALL] for name, flags in plans.MODELS.items()})
+    ran, out = stages_here(monkeypatch, runs), tmp_path / "out"
+    files = ("--train", tmp_path / "train.jsonl", "--valid", tmp_path / "valid.jsonl", "--docs", 9)
+    assert call(monkeypatch, out, *files) == 0
+    assert ran == ["prepare_summarization", *["train", "validate", "generate", "score_rouge"] * 2]
+    document = json.loads((out / "results" / "deep_pyramidion.json").read_text())
     keys = {"data", "model", "params", "updates", "metric", "value", "seconds", "peak_mb", "seed"}
-    assert all(keys <= set(row) for row in found["rows"])
-    full = {row["metric"]: row for row in found["rows"] if row["model"] == "full"}
-    assert full["rouge2"]["value"] == 11 and full["rouge2"]["low"] == 10 and full["rouge2"]["seconds"] == 50
-    assert full["seconds_per_update"]["value"] == 5 and full["valid_nll_loss"]["value"] == 6.78
-    report.write(tmp_path / "results", found)
-    assert json.loads((tmp_path / "results" / "deep_pyramidion.json").read_text()) == found
-    page = (tmp_path / "results" / "deep_pyramidion.md").read_text()
-    assert "| full attention | 10.00 [9.00, 11.00] | 11.00 [10.00, 12.00] |" in page
-    assert "| full attention | 1,450,752 | 10 | 50 s | 5.00 (5.00) | 802 | 5 min | 702 | 6.780 |" in page
-    assert page.count("| lead (no model) |") == 1 and "with local changes" in page
+    assert all(keys <= set(row) for row in document["rows"]) and document["data"]["pairs"] == 5
+    found = {(row["model"], row["metric"]): row for row in document["rows"]}
+    assert {model for model, _ in found} == {"pyramidion", "full", "lead", "oracle"}
+    assert found["full", "rouge2"]["low"] <= found["full", "rouge2"]["value"] <= found["full", "rouge2"]["high"]
+    assert found["pyramidion", "valid_nll_loss"]["value"] > 3 and found["lead", "rouge1"]["params"] == 0
+    page = (out / "results" / "deep_pyramidion.md").read_text()
+    assert "cut to 64 tokens" in page and page.count("| lead (no model) |") == 1
+
+    ran.clear()
+    assert call(monkeypatch, out, *files) == 0
+    assert ran == ["prepare_summarization"] and "trained already" in capsys.readouterr().out
+    with pytest.raises(UserError, match="other flags"):
+        call(monkeypatch, out, *files, "--batch-size", 3)
+    (out / "full" / "seed1" / "scores.json").write_text('{"model": {"pairs": 4}}')
+    assert call(monkeypatch, out, *files) == 1
+    assert "4 summaries were scored, but valid has 5 documents" in capsys.readouterr().err
+    report = [
+        out / "pyramidion" / "seed1",
+        "--data",
+        out / "data",
+        "--subset",
+        "valid",
+        "--out",
+        tmp_path / "page.html",
+    ]
+    script_here(str(ROOT / "scripts" / "report.py"), ["deep_pyramidion", *report])
+    assert "generate" in (tmp_path / "page.html").read_text()
+
+
+def test_the_published_page_is_made_from_the_published_rows() -> None:
+    published = ROOT / "docs" / "results" / "deep_pyramidion.json"
+    assert pages.page(json.loads(published.read_text())) == published.with_suffix(".md").read_text()
 
 
 def test_prose_names_no_result() -> None:
-    assert set(re.findall(r"\d+(?:\.\d+)?", report.PROSE)) == {"95"}
+    assert set(re.findall(r"\d+(?:\.\d+)?", pages.PROSE)) == {"95"}
 
 
 @pytest.mark.parametrize(
@@ -156,39 +183,19 @@ def test_wrong_flags(flags: list[str], said: str) -> None:
         script.check(script.get_parser().parse_args(["--out", "o", *flags]))
 
 
-def plan(tmp_path: Path, *flags: str) -> script.Plan:
-    found = script.Plan(script.get_parser().parse_args(["--data", "d", "--out", str(tmp_path), *flags]), Path("d"))
-    found.folder("full").mkdir(exist_ok=True)
-    return found
-
-
-def test_a_trained_model_is_not_trained_again_nor_with_other_flags(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(script, "run", lambda *args, **more: pytest.fail("nothing is to be run"))
-    first = plan(tmp_path, "--updates", "10")
-    (tmp_path / "full" / "train.log").write_text(HEAD + inner(10, 5) + line("valid", valid_num_updates="10") + END)
-    script.train(first, "full")  # finished, but killed before it was written down
-    script.train(first, "full")
-    assert "trained already (10 updates)" in capsys.readouterr().out
-    with pytest.raises(UserError, match="other flags"):
-        script.train(plan(tmp_path, "--updates", "10", "--batch-size", "3"), "full")
-    with pytest.raises(UserError, match=r"--updates 9: full in .* has 10 already"):
-        script.train(plan(tmp_path, "--updates", "9"), "full")
-
-
-def test_precision_flags(tmp_path: Path) -> None:
-    cpu, cuda = (plan(tmp_path, "--precision", "bf16", "--device", device) for device in ("cpu", "cuda"))
-    assert cpu.train_flags("full")[-2:] == ["--cpu", "--cpu-bf16"] and cpu.decoding_flags == ["--cpu"]
-    assert cuda.train_flags("full")[-1] == "--bf16" and cuda.decoding_flags == ["--bf16"]
+def test_precision_flags() -> None:
+    for device, wanted in (("cpu", ["--cpu", "--cpu-bf16"]), ("cuda", ["--bf16"])):
+        flags = ["--out", "o", "--data", "d", "--precision", "bf16", "--device", device]
+        one = plans.Plan(script.get_parser().parse_args(flags), Path("d")).run("full")
+        assert one.train_flags[-len(wanted) :] == wanted
 
 
 def test_documents_are_limited_without_touching_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1\n2\n3\n")
-    copy = script.first_lines(tmp_path / "a", tmp_path / "in" / "a", 2)
+    copy = stages.first_lines(tmp_path / "a", tmp_path / "in" / "a", 2)
     time = copy.stat().st_mtime_ns
     assert copy.read_text() == "1\n2\n"
-    assert script.first_lines(tmp_path / "a", copy, 2).stat().st_mtime_ns == time
+    assert stages.first_lines(tmp_path / "a", copy, 2).stat().st_mtime_ns == time
 
 
 def test_the_parent_process_stays_small() -> None:

@@ -139,7 +139,7 @@ def test_data_without_a_dictionary(tmp_path: Path):
 
 def test_the_corpus_is_prepared_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     ran: list[list[str]] = []
-    monkeypatch.setattr(language_model_plan, "run", lambda command, *args, **more: ran.append(command[2:]))
+    monkeypatch.setattr(runs, "run", lambda command, *args, **more: ran.append(command[2:]))
     parse = script.get_parser().parse_args
     for flags in ([], ["--symbols", "bytes"], ["--split", "train=a", "--split", "valid=b", "--lang", "fi"]):
         args = parse(["--out", str(tmp_path), *flags])

@@ -176,7 +176,7 @@ def test_data_without_a_dictionary(tmp_path: Path):
 
 def test_the_corpus_is_prepared_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     ran: list[list[str]] = []
-    monkeypatch.setattr(language_model_plan, "run", lambda command, *args, **more: ran.append(command[3:]))
+    monkeypatch.setattr(shared, "run", lambda command, *args, **more: ran.append(command[3:]))
     parse = script.get_parser().parse_args
     for flags in ([], ["--corpus", "pubmed-abstracts", "--keep-case", "--vocab-size", "99"], ["--split", "train=a"]):
         args = parse(["--out", str(tmp_path), *flags])

@@ -48,7 +48,7 @@ def blocks(html: str) -> list[str]:
 def test_runs_side_by_side(runs: dict[str, Path], tmp_path: Path):
     said, html = report(tmp_path, *runs.values(), "--shown", "60", "--characters", "150")
     assert "wrote" in said and "INFO" not in said and "left out" not in said
-    for words in ("vanilla", "whitespaces", "gumbel", "3.2109", "1-2-1", "300 MB", "spaces: precision", "1 min 5 s"):
+    for words in ("vanilla", "whitespaces", "gumbel", "3.2109", "1-2-1", "300 MB", "spaces: precision", "65 s"):
         assert words in html, words
     assert "seed1" not in html.split("How this page was made")[0]
     assert not re.search(r"https?://", html) and str(ROOT) not in html

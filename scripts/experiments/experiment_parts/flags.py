@@ -5,10 +5,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from experiment_parts.stages import StageFailed
+from experiment_parts.stages import ROOT, StageFailed
 from fairseq_efficient.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def make_parser(description: str | None, epilog: str) -> argparse.ArgumentParser:
@@ -21,7 +19,7 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="everything this run makes")
 
 
-def add_watching(group: argparse._ArgumentGroup, valid: str = "tenths", log: str = "fortieths") -> None:
+def add_watching(group: argparse._ActionsContainer, valid: str = "tenths", log: str = "fortieths") -> None:
     """How trainings are watched, and what they run on. valid, log: default intervals as shares of the updates."""
     group.add_argument("--valid-batches", type=int, default=20, metavar="N", help="in a validation (%(default)s)")
     group.add_argument("--valid-interval", type=int, metavar="N", help=f"updates, also between checkpoints ({valid})")

@@ -7,22 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiment_parts.stages import ROOT
 from fairseq_efficient.bench.machine import describe
-
-EXPERIMENTS = Path(__file__).resolve().parents[1]
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
     """Markdown: the first line is the head; columns from the second on are numbers."""
     rule = ["---", *["---:"] * (len(lines[0]) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
-
-
-def duration(seconds: float) -> str:
-    """75 s, 12 min, 2.5 h"""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def made(head: Mapping[str, Any]) -> str:
@@ -34,6 +26,6 @@ def made(head: Mapping[str, Any]) -> str:
 
 def draw(script: Path, *words: object) -> None:
     """Run a script that draws, in a process of its own: see stages.run."""
-    known = [str(EXPERIMENTS), str(EXPERIMENTS.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    known = [str(ROOT / "scripts" / "experiments"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(known)}
     subprocess.run([sys.executable, str(script), *map(str, words)], check=True, stdout=subprocess.DEVNULL, env=env)

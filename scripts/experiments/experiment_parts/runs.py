@@ -7,21 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from experiment_parts.stages import (
+    ROOT,
     Record,
     StageFailed,
+    fairseq,
     read_json,
     read_training_log,
     run,
     say,
+    script,
     show_training,
     trained,
 )
 from fairseq_efficient.bench.machine import command_line
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.files import write_json
+from fairseq_efficient.report.stages import Stage, read_stages, write_stages
 
 NEVER = "1000000000"
 SAVING = [
@@ -85,6 +89,65 @@ class Run(Protocol):
     def command(self, tool: str, flags: Sequence[str]) -> list[str]:
         """fairseq's ``tool`` on the run's data."""
         ...
+
+
+@dataclass(frozen=True)
+class SeededRun:
+    """A :class:`Run` of one model with one seed. ``package``: the --user-dir."""
+
+    plan: Any
+    model: str
+    seed: int
+    updates: int
+    package: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.plan.args.out, self.model, f"seed{self.seed}")
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "checkpoint_last.pt"
+
+    @property
+    def env(self) -> dict[str, str]:
+        return dict(self.plan.env)
+
+    @property
+    def device_flags(self) -> list[str]:
+        return list(self.plan.device_flags)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return dict(self.plan.fingerprint)
+
+    @property
+    def watch_flags(self) -> list[str]:
+        """Flags of what is logged, validated and saved on the way."""
+        args = self.plan.args
+        valid = min(args.valid_interval or max(self.updates // 10, 1), self.updates)
+        log = min(args.log_interval or max(self.updates // 40, 1), self.updates)
+        return [
+            "--validate-interval-updates", str(valid), "--save-interval-updates", str(valid),
+            "--max-valid-steps", str(args.valid_batches), "--log-interval", str(log), *self.plan.workers,
+        ]  # fmt: skip
+
+    def command(self, tool: str, flags: Sequence[str]) -> list[str]:
+        """fairseq's ``tool`` on the run's data."""
+        return [*fairseq(tool), str(self.plan.data), "--user-dir", str(ROOT / self.package), *flags]
+
+
+def prepared(out: Path, name: str, flags: Sequence[str]) -> Path:
+    """OUT/data, made by a script, which sees by itself whether it is there already."""
+    destination = Path(out, "data")
+    say("prepare")
+    told: Callable[[str], str | None] = lambda line: f"  {line.rstrip()}" if "%|" not in line else None  # noqa: E731
+    run(script(name, destination, *flags), out / "prepare.log", told)
+    return destination
 
 
 def split_size(prefix: Path) -> tuple[int, int]:
@@ -159,12 +222,12 @@ def once(
 def remember(one: Run, name: str, record: Record, command: Sequence[str]) -> None:
     """Add a stage to the run's stages.json, which scripts/report.py reads, or replace it there."""
     path = one.folder / "stages.json"
-    stages = {stage["name"]: stage for stage in (read_json(path) if path.exists() else [])}
+    stages = {stage.name: stage for stage in (read_stages(path) if path.exists() else [])}
     peak = read_training_log(one.folder / "train.log").gpu_peak_mb if name == "train" else None
     short = command_line([Path(word).name if "/" in word else word for word in command[1:]])
-    new = {"name": name, "seconds": round(record.seconds, 1), "peak_mb": round(peak or record.peak_mb)}
-    stages[name] = {**new, "runs": len(record.runs), "done": record.done, "command": short}
-    write_json(path, list(stages.values()))
+    megabytes = round(peak or record.peak_mb)
+    stages[name] = Stage(name, round(record.seconds, 1), megabytes, len(record.runs), record.done, short)
+    write_stages(path, list(stages.values()))
 
 
 def score(

@@ -16,11 +16,18 @@ from typing import Any
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.files import write_json
-from fairseq_efficient.report.train_log import interval_seconds
+from fairseq_efficient.report.train_log import INNER, interval_seconds, parse_line
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class StageFailed(Exception):
     """A command ended with an error; the message is for the user."""
+
+
+def script(name: str, *words: object) -> list[str]:
+    """The command of one of our scripts."""
+    return [sys.executable, str(ROOT / "scripts" / name), *map(str, words)]
 
 
 def fairseq(tool: str) -> list[str]:
@@ -140,14 +147,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not readable ({err}); delete it to do this stage again") from None
 
 
-_ENTRY = re.compile(r"\| (train_inner|train|valid|\S+valid\S*) \| (\{.*\})$")
 _LOADED = re.compile(r"Loaded checkpoint .* @ (\d+) updates\)")
 
 
-def entry(line: str) -> tuple[str, dict[str, Any]] | None:
-    """(tag, values) of a line that fairseq wrote with --log-format json."""
-    found = _ENTRY.search(line.rstrip())
-    return (found.group(1), json.loads(found.group(2))) if found else None
+def entry(line: str) -> tuple[str, dict[str, float]] | None:
+    """(tag, numbers) of a line that fairseq wrote with --log-format json; None for any other, and for half a line."""
+    try:
+        return parse_line(line)
+    except ValueError:
+        return None
 
 
 @dataclass
@@ -156,7 +164,7 @@ class TrainingLog:
 
     seconds_of: dict[int, float] = field(default_factory=dict)  # of each update that the final weights come from
     intervals: dict[int, float] = field(default_factory=dict)  # update -> seconds per update of the interval it ends
-    valid: dict[str, Any] = field(default_factory=dict)  # the last validation
+    valid: dict[str, float] = field(default_factory=dict)  # the last validation
     loss: float | None = None
     parameters: int | None = None
     cuts: dict[str, str] = field(default_factory=dict)  # split -> what was cut
@@ -168,7 +176,7 @@ class TrainingLog:
     @property
     def updates(self) -> int:
         """Updates done when the last validation ran."""
-        return int(self.valid.get("valid_num_updates", 0))
+        return int(self.valid.get("num_updates", 0))
 
     @property
     def seconds(self) -> float:
@@ -209,20 +217,20 @@ def read_training_log(path: Path) -> TrainingLog:
     return log
 
 
-def _take(log: TrainingLog, tag: str, values: dict[str, Any], last: int) -> int:
+def _take(log: TrainingLog, tag: str, values: dict[str, float], last: int) -> int:
     """Add one JSON line; returns the update up to which time is accounted for."""
     if tag == "valid":
         log.valid = values
-    if tag != "train_inner":
+    if tag != INNER:
         return last
     update = int(values["num_updates"])
     if update > last:
         each = interval_seconds(values, update - last) or 0.0
         log.seconds_of.update(dict.fromkeys(range(last + 1, update + 1), each))
         log.intervals[update] = each
-    log.loss = float(values["loss"])
+    log.loss = values["loss"]
     if "gb_free" in values:
-        log.gpu_free_gb = min(float(values["gb_free"]), log.gpu_free_gb or float("inf"))
+        log.gpu_free_gb = min(values["gb_free"], log.gpu_free_gb or float("inf"))
     return update
 
 
@@ -246,8 +254,8 @@ def trained(log: Path, updates: int) -> bool:
 
 
 _SHOWN = (
-    ("nll", "valid_nll_loss"), ("bits", "valid_bpc"), ("segments of", "valid_shortening_factor"),
-    ("accuracy", "valid_accuracy"), ("F1", "valid_f1"), ("kept", "valid_keep_ratio"),
+    ("nll", "nll_loss"), ("bits", "bpc"), ("segments of", "shortening_factor"), ("accuracy", "accuracy"), ("F1", "f1"),
+    ("kept", "keep_ratio"),
 )  # fmt: skip
 
 
@@ -257,7 +265,7 @@ def show_training(model: str, updates: int) -> Callable[[str], str | None]:
 
     def show(line: str) -> str | None:
         found = entry(line)
-        if found is None or found[0] not in ("train_inner", "valid"):
+        if found is None or found[0] not in (INNER, "valid"):
             return f"  {line.rstrip()}" if "sources cut" in line or "Loaded checkpoint" in line else None
         tag, values = found
         if tag == "valid":

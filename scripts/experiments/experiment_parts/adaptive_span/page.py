@@ -6,7 +6,8 @@ from typing import Any
 
 from experiment_parts.adaptive_span.plan import ALL_ATTENTION, fixed
 from experiment_parts.language_models.results import Rows, seeds, values
-from experiment_parts.pages import duration, made, table
+from experiment_parts.pages import made, table
+from fairseq_efficient.report.stages import duration
 
 BITS, SHARE, SPEED = 0.01, 1 / 6, 1.6  # wanted: so many bits more and that mean span at most, so much faster at least
 PUBLISHED = [  # published runs, about 1,000 times as long: model, parameters, dev and test bits per byte of enwik8

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiment_parts.language_models.plan import ADAM, LanguageModelPlan, LanguageModelRun, corpus_flags
-from experiment_parts.runs import SAVING
+from experiment_parts.language_models.plan import ADAM, LanguageModelPlan, corpus_flags
+from experiment_parts.runs import SAVING, SeededRun
 from fairseq_efficient.errors import UserError
 
 ALL_ATTENTION = "all-attention"
@@ -88,7 +88,7 @@ class Plan(LanguageModelPlan):
 
 
 @dataclass(frozen=True)
-class Run(LanguageModelRun):
+class Run(SeededRun):
     """One model with one seed."""
 
     package = "adaptive_span"

@@ -8,7 +8,8 @@ from experiment_parts.adaptive_span.page import page
 from experiment_parts.adaptive_span.plan import Plan, Run
 from experiment_parts.adaptive_span.stages import evaluation
 from experiment_parts.language_models import results as shared
-from experiment_parts.language_models.results import cost, curve_of, data_facts, experiment_name, head_of, metrics
+from experiment_parts.language_models.results import curve_of, data_facts, experiment_name
+from experiment_parts.rows import cost, head_of, metrics
 from experiment_parts.runs import step_seconds
 from experiment_parts.stages import StageFailed, TrainingLog, read_training_log
 from fairseq_efficient.report.span_log import read_spans
@@ -65,7 +66,7 @@ def rows_of(one: Run, log: TrainingLog, key: dict[str, Any], spans: list[list[fl
         "test_bpc": scored.bits,
         "test_tokens": scored.tokens,
         "eval_seconds": scored.seconds,
-        "valid_bpc": log.valid.get("valid_bpc"),
+        "valid_bpc": log.valid.get("bpc"),
         "mean_span": sum(every) / len(every),
         "max_span": max(every),
         "train_seconds_per_update": log.seconds_per_update,

@@ -8,7 +8,8 @@ from typing import Any
 from experiment_parts.dynamic_pooling.plan import MODELS
 from experiment_parts.language_models.results import Rows, values
 from experiment_parts.language_models.results import seeds as each
-from experiment_parts.pages import duration, made, table
+from experiment_parts.pages import made, table
+from fairseq_efficient.report.stages import duration
 
 PAPER = {  # corpus -> model -> test bits per character, shortening factor (Nawrot et al. 2023, table 1)
     "text8": {

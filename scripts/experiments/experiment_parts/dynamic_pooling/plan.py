@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment_parts.language_models.plan import ADAM, LanguageModelPlan, LanguageModelRun, corpus_flags
-from experiment_parts.runs import SAVING
+from experiment_parts.language_models.plan import ADAM, LanguageModelPlan, corpus_flags
+from experiment_parts.runs import SAVING, SeededRun
 from fairseq_efficient.errors import UserError
 
 MODELS: dict[str, list[str]] = {  # name -> architecture and what else it takes
@@ -67,7 +67,7 @@ class Plan(LanguageModelPlan):
 
 
 @dataclass(frozen=True)
-class Run(LanguageModelRun):
+class Run(SeededRun):
     """One model with one seed. ``timed``: trained for as long as vanilla took; ``setting``: what it is compared at."""
 
     package = "dynamic_pooling"

@@ -8,7 +8,8 @@ from experiment_parts.dynamic_pooling.page import page
 from experiment_parts.dynamic_pooling.plan import Plan, Run
 from experiment_parts.dynamic_pooling.stages import eval_log, sampled_log, step_seconds, validation
 from experiment_parts.language_models import results as shared
-from experiment_parts.language_models.results import cost, curve_of, data_facts, experiment_name, head_of, metrics
+from experiment_parts.language_models.results import curve_of, data_facts, experiment_name
+from experiment_parts.rows import cost, head_of, metrics
 from experiment_parts.stages import TrainingLog, read_training_log
 from fairseq_efficient.report.eval_log import read_evaluation
 
@@ -78,7 +79,7 @@ def rows_of(one: Run, log: TrainingLog, key: dict[str, Any]) -> list[dict[str, A
         "test_bpc": evaluation.bits,
         "test_characters": evaluation.tokens,
         "eval_seconds": evaluation.seconds,
-        "valid_bpc": log.valid.get("valid_bpc"),
+        "valid_bpc": log.valid.get("bpc"),
         "seconds_per_update": step(one, log),
         **{name: validated.get(logged) for name, logged in VALIDATED.items()},
     }

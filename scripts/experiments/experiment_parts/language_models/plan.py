@@ -2,16 +2,14 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from experiment_parts.flags import ROOT, check_output, flag
-from experiment_parts.runs import ExperimentPlan, split_size
-from experiment_parts.stages import fairseq, run, say
+from experiment_parts.flags import check_output, flag
+from experiment_parts.runs import ExperimentPlan, prepared, split_size
 from fairseq_efficient.errors import UserError
 
 ADAM = ["--optimizer", "adam", "--adam-betas", "(0.9, 0.999)", "--adam-eps", "1e-8", "--lr-scheduler", "cosine"]
@@ -54,13 +52,7 @@ def corpus_flags(args: argparse.Namespace) -> list[str]:
 
 def prepare_data(args: argparse.Namespace, flags: Sequence[str]) -> Path:
     """The folder of binarised data: ``--data``, or OUT/data, made by scripts/prepare_lm.py with ``flags``."""
-    if args.data is not None:
-        return Path(args.data).resolve()
-    destination = Path(args.out, "data")
-    say("prepare")
-    command = [sys.executable, str(ROOT / "scripts" / "prepare_lm.py"), str(destination), *flags]
-    run(command, args.out / "prepare.log", show=lambda line: f"  {line.rstrip()}" if "%|" not in line else None)
-    return destination
+    return Path(args.data).resolve() if args.data is not None else prepared(args.out, "prepare_lm.py", flags)
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -102,53 +94,3 @@ class LanguageModelPlan(ExperimentPlan):
     def fingerprint(self) -> dict[str, Any]:
         """What tells other data from these."""
         return {split: list(split_size(self.data / split)) for split in ("train", "valid")}
-
-
-@dataclass(frozen=True)
-class LanguageModelRun:
-    """One model with one seed. ``package``: the --user-dir."""
-
-    plan: Any
-    model: str
-    seed: int
-    updates: int
-    package: ClassVar[str]
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}, seed {self.seed}"
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.plan.args.out, self.model, f"seed{self.seed}")
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / "checkpoint_last.pt"
-
-    @property
-    def env(self) -> dict[str, str]:
-        return dict(self.plan.env)
-
-    @property
-    def device_flags(self) -> list[str]:
-        return list(self.plan.device_flags)
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        return dict(self.plan.fingerprint)
-
-    @property
-    def watch_flags(self) -> list[str]:
-        """Flags of what is logged, validated and saved on the way."""
-        args = self.plan.args
-        valid = min(args.valid_interval or max(self.updates // 10, 1), self.updates)
-        log = min(args.log_interval or max(self.updates // 40, 1), self.updates)
-        return [
-            "--validate-interval-updates", str(valid), "--save-interval-updates", str(valid),
-            "--max-valid-steps", str(args.valid_batches), "--log-interval", str(log), *self.plan.workers,
-        ]  # fmt: skip
-
-    def command(self, tool: str, flags: Sequence[str]) -> list[str]:
-        """fairseq's ``tool`` on the run's data."""
-        return [*fairseq(tool), str(self.plan.data), "--user-dir", str(ROOT / self.package), *flags]

@@ -9,9 +9,8 @@ from typing import Any
 
 from experiment_parts.language_models.plan import LanguageModelPlan
 from experiment_parts.pages import draw
-from experiment_parts.runs import Run, split_size
-from experiment_parts.stages import Record, TrainingLog, read_json
-from fairseq_efficient.bench.machine import provenance, this_command
+from experiment_parts.runs import split_size
+from experiment_parts.stages import TrainingLog, read_json
 from fairseq_efficient.files import write_json
 from fairseq_efficient.report.train_log import read_train_log
 
@@ -24,13 +23,6 @@ def experiment_name(data: str, settings: Mapping[str, Any]) -> str:
     return f"{data}; " + ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-def head_of(plan: LanguageModelPlan, logs: Sequence[TrainingLog]) -> dict[str, Any]:
-    """Provenance, with the GPU that trained."""
-    head = provenance(this_command(), plan.args.threads)
-    head["machine"]["gpu"] = next((log.gpu for log in logs if log.gpu), head["machine"]["gpu"])
-    return head
-
-
 def data_facts(plan: LanguageModelPlan, splits: Iterable[str]) -> dict[str, Any]:
     """What the page says of any data."""
     facts: dict[str, Any] = {"name": plan.name, "scored": plan.subset, "splits": {}}
@@ -39,25 +31,6 @@ def data_facts(plan: LanguageModelPlan, splits: Iterable[str]) -> dict[str, Any]
         facts["splits"][split] = {"documents": documents, "tokens": tokens}
     facts["types"] = len((plan.data / "dict.txt").read_text(encoding="utf-8").splitlines()) + 4
     return facts
-
-
-def cost(one: Run, log: TrainingLog) -> dict[str, Any]:
-    """What a row says of its model's size and training."""
-    record = Record.load(one.folder / "train.json")
-    assert record is not None
-    return {
-        "params": log.parameters, "updates": one.updates, "seconds": round(log.seconds, 1),
-        "peak_mb": round(log.gpu_peak_mb or record.peak_mb),
-    }  # fmt: skip
-
-
-def metrics(base: Mapping[str, Any], numbers: Mapping[str, float | None]) -> list[dict[str, Any]]:
-    """One row for each metric that there is."""
-    return [{**base, "metric": name, "value": rounded(value)} for name, value in numbers.items() if value is not None]
-
-
-def rounded(value: Any) -> float:
-    return float(f"{float(value):.7g}")
 
 
 def curve_of(folder: Path, log: TrainingLog, metric: str) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from statistics import mean
 from typing import Any
 
 from experiment_parts.language_models.results import Rows, seeds, values
-from experiment_parts.pages import duration, made, table
+from experiment_parts.pages import made, table
 from experiment_parts.par_search.plan import LAYOUTS, ORIGINAL
+from fairseq_efficient.report.stages import duration
 
 CACHES = {"hidden": "hidden states, projected anew", "keys": "keys and values"}
 PUBLISHED = {  # epochs of 20 -> training and validation perplexity, minutes of the published code on WikiText-2

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment_parts.flags import ROOT
-from experiment_parts.language_models.plan import ADAM, LanguageModelPlan, LanguageModelRun, corpus_flags
-from experiment_parts.runs import SAVING
-from experiment_parts.stages import StageFailed, read_json
+from experiment_parts.language_models.plan import ADAM, LanguageModelPlan, corpus_flags
+from experiment_parts.runs import SAVING, SeededRun
+from experiment_parts.stages import ROOT, StageFailed, read_json
 
 LAYOUTS = ("interleaved", "par", "searched", "random")
 ORIGINAL = "original"  # the published code's recipe: the supernet itself, trained all at once
@@ -138,7 +137,7 @@ def shuffled(layout: str, seed: int, known: set[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Run(LanguageModelRun):
+class Run(SeededRun):
     """One model with one seed."""
 
     package = "par_search"

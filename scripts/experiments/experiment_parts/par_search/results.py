@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment_parts.flags import ROOT
 from experiment_parts.language_models import results as shared
-from experiment_parts.language_models.results import cost, curve_of, data_facts, experiment_name, head_of, metrics
+from experiment_parts.language_models.results import curve_of, data_facts, experiment_name
 from experiment_parts.pages import draw
 from experiment_parts.par_search.page import page
 from experiment_parts.par_search.plan import ORIGINAL, ORIGINAL_EPOCHS, Plan, Run
 from experiment_parts.par_search.stages import evaluation, latencies, what
+from experiment_parts.rows import cost, head_of, metrics
 from experiment_parts.runs import step_seconds
-from experiment_parts.stages import TrainingLog, read_training_log
+from experiment_parts.stages import ROOT, TrainingLog, read_training_log
 from fairseq_efficient.report.train_log import INNER, read_train_log
 
 NAME = "par_search"

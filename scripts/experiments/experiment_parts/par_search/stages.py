@@ -1,15 +1,13 @@
 """Stages of a quality run of layouts: cutoffs, search, evaluate, time, measure. Done ones are skipped."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiment_parts import runs as experiment_runs
-from experiment_parts.flags import ROOT
 from experiment_parts.par_search.plan import ORIGINAL, Plan, Run
 from experiment_parts.runs import eval_told, keep_step_seconds, once, score, split_size, step_seconds
-from experiment_parts.stages import Record, StageFailed, read_json, run, say
+from experiment_parts.stages import Record, StageFailed, read_json, run, say, script
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.files import write_text
 from fairseq_efficient.report.eval_log import Evaluation, read_evaluation
@@ -23,7 +21,7 @@ def cutoffs(plan: Plan) -> None:
     path = Path(plan.args.out, "cutoffs.txt")
     if plan.args.cutoffs != "optimal" or path.exists():
         return
-    command = [sys.executable, str(ROOT / "scripts" / "optimal_cutoffs.py"), str(plan.data / "dict.txt")]
+    command = script("optimal_cutoffs.py", plan.data / "dict.txt")
     log = path.with_suffix(".log")
     flags = ["--clusters", str(plan.args.clusters), "--dim", str(plan.args.dim), "--cost", "matmul"]  # as published
     run([*command, *flags], log, env=plan.env)
@@ -57,7 +55,7 @@ def search_layout(
     if record.done:
         return say(f"search, seed {seed}: done already")
     say(f"search, seed {seed}: {words[words.index('--max-update') + 1]} updates")
-    command = [sys.executable, str(ROOT / "scripts" / "search_layout.py"), str(folder.parent), "--seeds", str(seed)]
+    command = script("search_layout.py", folder.parent, "--seeds", seed)
 
     def show(line: str) -> str | None:
         wanted = line.startswith(f"  seed {seed}: ") or line.split()[:1] == [str(seed)]
@@ -133,8 +131,7 @@ def measure(plan: Plan, runs: Sequence[Run]) -> None:
             flags = ["--layouts", ",".join(layouts), "--tokens", str(args.eval_tokens), "--batch", str(batch)]
             flags += ["--memory", str(args.eval_mem_len), "--cache-memory", cache, "--device", args.device]
             flags += ["--threads", str(args.threads), "--runs", str(args.latency_runs)]
-            command = [sys.executable, str(ROOT / "scripts" / "measure_latency.py"), str(path), "--checkpoint"]
-            command += [str(known.checkpoint), *flags]
+            command = script("measure_latency.py", path, "--checkpoint", known.checkpoint, *flags)
             stage, settings = path.with_suffix(".stage.json"), {"flags": flags, "sizes": plan.sizes}
             said = f"measuring {len(layouts)} layouts, batch {batch}, memory as {cache}"
             once(stage, settings, command, path.with_suffix(".log"), said, env=plan.env)

@@ -6,7 +6,8 @@ from typing import Any
 from readme_parts.pretrained import quality_table
 from try_pretrained import COMMANDS
 
-from experiment_parts.pages import duration, made
+from experiment_parts.pages import made
+from fairseq_efficient.report.stages import duration
 
 HEAD = """# Small pretrained models
 

@@ -7,10 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiment_parts.flags import ROOT
-from experiment_parts.language_models.plan import LanguageModelPlan, LanguageModelRun
-from experiment_parts.runs import SAVING, split_size
-from experiment_parts.stages import fairseq, read_json
+from experiment_parts.language_models.plan import LanguageModelPlan
+from experiment_parts.runs import SAVING, SeededRun, split_size
+from experiment_parts.stages import ROOT, fairseq, read_json
 
 SEED = 1
 LIMIT, LIMIT_OF_ALL = 8_000_000, 30_000_000  # bytes of a model's folder, and of all
@@ -258,7 +257,7 @@ class Plan(LanguageModelPlan):
 
 
 @dataclass(frozen=True)
-class Run(LanguageModelRun):
+class Run(SeededRun):
     """One training."""
 
     training: Training

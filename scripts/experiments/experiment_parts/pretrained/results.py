@@ -6,13 +6,13 @@ from typing import Any
 
 from try_pretrained import FLOOR
 
-from experiment_parts.flags import ROOT
-from experiment_parts.language_models.results import head_of
+from experiment_parts.deep_pyramidion.stages import scores as rouge_scores
 from experiment_parts.pretrained.page import page
 from experiment_parts.pretrained.plan import LICENSE, LIMIT, LIMIT_OF_ALL, RECIPES, Plan
 from experiment_parts.pretrained.stages import SUBSET, log_of, publish
+from experiment_parts.rows import head_of
 from experiment_parts.runs import validated
-from experiment_parts.stages import Record, StageFailed, read_json, read_training_log
+from experiment_parts.stages import ROOT, Record, StageFailed, read_json, read_training_log
 from fairseq_efficient.files import write_json
 from fairseq_efficient.report.eval_log import read_evaluation
 from fairseq_efficient.report.span_log import read_spans
@@ -80,7 +80,7 @@ def facts(plan: Plan, folder: Path, measured: Results) -> dict[str, Any]:
 
 
 def _summaries(plan: Plan) -> Results:
-    scores = read_json(plan.folder / "rouge.json")
+    scores = rouge_scores(plan.given())
 
     def rouge(system: str) -> str:
         found = [scores[system][f"rouge{kind}"]["mean"] for kind in ("1", "2", "L")]

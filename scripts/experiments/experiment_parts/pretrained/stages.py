@@ -2,24 +2,19 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiment_parts.flags import ROOT
+from experiment_parts.deep_pyramidion.stages import rouge
 from experiment_parts.par_search.stages import search_layout
 from experiment_parts.pretrained.plan import LICENSE, SEED, Given, Plan, Run
 from experiment_parts.runs import SAVING, eval_told, once, score, split_size, train
-from experiment_parts.stages import StageFailed, run, say
+from experiment_parts.stages import StageFailed, run, say, script
 from fairseq_efficient.report.eval_log import read_evaluation
 
 SUBSET = "test"  # nothing is chosen by it
 Show = Callable[[str], str | None]
-
-
-def script(name: str, *words: object) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / name), *map(str, words)]
 
 
 def prepare(plan: Plan) -> None:
@@ -122,10 +117,7 @@ def _summaries(one: Given) -> None:
         *plan.workers,
     ]  # fmt: skip
     score(one, "generate", "generate", flags, log, f"on {SUBSET}")
-    command = script("score_rouge.py", "--generate-log", log, "--floors", plan.data / f"{SUBSET}.source.txt", "--json")
-    show: Show = lambda line: f"  {line.rstrip()}" if "ROUGE-1" in line else None  # noqa: E731
-    settings = [flags, one.train_flags]
-    stage(plan, "rouge", [*command, str(plan.folder / "rouge.json")], settings, "ROUGE, also of lead and oracle", show)
+    rouge(one, log, plan.data / f"{SUBSET}.source.txt")
 
 
 def _letters(one: Given) -> None:

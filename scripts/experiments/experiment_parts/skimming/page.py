@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from experiment_parts.pages import duration, made, table
+from experiment_parts.pages import made, table
 from fairseq_efficient.report.speed_quality import DENSE, LIMIT, LONGER, SpeedQuality
+from fairseq_efficient.report.stages import duration
 
 GOALS = {"imdb": (3.0, 2.0), "spam-assassin": (3.0, 2.0)}  # times faster than stock and than dense packed
 SHARE = 0.8  # of the FLOPs' speedup that the clock should show

@@ -10,9 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiment_parts.flags import ROOT
 from experiment_parts.runs import SAVING, ExperimentPlan, split_size
-from experiment_parts.stages import fairseq
+from experiment_parts.stages import ROOT, fairseq
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.report.speed_quality import DENSE, LONGER
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from experiment_parts.pages import draw
+from experiment_parts.rows import cost, metrics, rounded
 from experiment_parts.skimming.page import page
 from experiment_parts.skimming.plan import METRICS, Data, Plan, Run, Variant
 from experiment_parts.skimming.stages import numbers
-from experiment_parts.stages import Record, read_json, read_training_log
+from experiment_parts.stages import read_json, read_training_log
 from fairseq_efficient.bench.machine import provenance, this_command
 from fairseq_efficient.files import write_json
 from fairseq_efficient.report.train_log import read_train_log
@@ -47,7 +48,7 @@ def new_document(
         **head,
         "sets": {data.name: about},
         "rows": rows,
-        "timings": [{"data": data.name, **{k: _rounded(v) for k, v in one.items()}} for one in timings],
+        "timings": [{"data": data.name, **_rounded(one)} for one in timings],
         "curves": [{"data": data.name, "model": one.kind.name, "seed": one.seed, **curve(one)} for one in trained],
     }
 
@@ -70,16 +71,11 @@ def facts(data: Data) -> dict[str, Any]:
 def rows_of(variant: Variant) -> list[dict[str, Any]]:
     """One row for each metric of a model."""
     one, found = variant.run, numbers(variant)
-    record = Record.load(one.folder / "train.json")
     log = read_training_log(one.folder / "train.log")
-    assert record is not None
-    base = {
-        "data": one.data.name, "model": variant.name, "seed": one.seed, "params": log.parameters,
-        "updates": one.updates, "seconds": round(log.seconds, 1), "peak_mb": round(log.gpu_peak_mb or record.peak_mb),
-    }  # fmt: skip
+    base = {"data": one.data.name, "model": variant.name, "seed": one.seed, **cost(one, log)}
     layers = sorted((name for name in found if name.startswith("keep_l")), key=lambda name: int(name[6:]))
     names = [*(name for name in REPORTED if name in found), *layers]
-    return [{**base, "metric": name, "value": _rounded(found[name])} for name in names]
+    return metrics(base, {name: found[name] for name in names})
 
 
 def curve(one: Run) -> dict[str, Any]:
@@ -91,5 +87,5 @@ def curve(one: Run) -> dict[str, Any]:
     return {"updates": updates, "quality": quality, "kept": [kept.get(update) for update in updates]}
 
 
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def _rounded(one: dict[str, Any]) -> dict[str, Any]:
+    return {name: rounded(value) if isinstance(value, float) else value for name, value in one.items()}

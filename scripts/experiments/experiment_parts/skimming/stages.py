@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from experiment_parts import runs
-from experiment_parts.flags import ROOT
 from experiment_parts.runs import once
 from experiment_parts.skimming.plan import CORPORA, Data, Plan, Run, Variant, inputs
-from experiment_parts.stages import read_json, run, say
+from experiment_parts.stages import read_json, run, say, script
 from fairseq_efficient.files import write_json
 
 FOLDER = Path(__file__).resolve().parent
@@ -23,8 +22,7 @@ def converted(args: argparse.Namespace) -> Path:
     destination = Path(args.out, "model")
     if not destination.exists():
         say(f"converting {args.model}")
-        command = [sys.executable, str(ROOT / "scripts" / "convert" / "from_huggingface.py")]
-        run([*command, str(args.model), str(destination)], args.out / "convert.log")
+        run(script("convert/from_huggingface.py", args.model, destination), args.out / "convert.log")
     return destination
 
 
@@ -34,7 +32,7 @@ def prepare(args: argparse.Namespace, start: Path, name: str, path: Path | None)
         return Data(name, path.resolve())
     destination = Path(args.out, "data", name)
     destination.parent.mkdir(exist_ok=True)
-    command = [sys.executable, str(ROOT / "scripts" / "prepare_classification.py"), str(destination)]
+    command = script("prepare_classification.py", destination)
     command += [*inputs(name, path), "--tokenizer", str(start), "--max-tokens", str(args.max_tokens)]
     command += [] if CORPORA[name].squad else ["--by-length"]
     command += ["--cache-dir", str(args.cache_dir)] if args.cache_dir else []

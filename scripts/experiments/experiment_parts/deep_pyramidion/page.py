@@ -1,13 +1,11 @@
-"""Results of the quality run as JSON rows and as a page: every number in the page comes from the rows."""
+"""The Markdown page of the quality run of summaries: every number of it comes from the rows."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from experiment_parts.pages import duration, table
-from experiment_parts.stages import TrainingLog
+from experiment_parts.pages import table
 from fairseq_efficient.bench.machine import describe
-from fairseq_efficient.files import write_json
+from fairseq_efficient.report.stages import duration
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 LABELS = ("ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum")
@@ -44,59 +42,8 @@ of the process (on a GPU, for training: the most that torch allocated).
 """
 
 
-def model_rows(
-    common: Mapping[str, Any], log: TrainingLog, rouge: Mapping[str, Any], stages: Mapping[str, Mapping[str, float]]
-) -> list[dict[str, Any]]:
-    """Rows of one trained model: one for each metric; ``stages`` has seconds and peak_mb of train and generate."""
-    base = {
-        **common,
-        "params": log.parameters,
-        "seconds": round(log.seconds, 1),
-        "peak_mb": _whole(log.gpu_peak_mb or stages["train"]["peak_mb"]),
-    }
-    numbers = {
-        "valid_nll_loss": log.valid.get("valid_nll_loss"),
-        "seconds_per_update": log.seconds_per_update,
-        "seconds_per_update_fastest": log.fastest_update,
-        "generate_seconds": stages["generate"]["seconds"],
-        "generate_peak_mb": _whole(stages["generate"]["peak_mb"]),
-        "summary_words": rouge["words"],
-    }
-    rows = _rouge_rows(base, rouge)
-    return rows + [{**base, "metric": name, "value": _rounded(v)} for name, v in numbers.items() if v is not None]
-
-
-def floor_rows(common: Mapping[str, Any], rouge: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of a summary that no model made."""
-    base = {**common, "params": 0, "updates": 0, "seconds": None, "peak_mb": None}
-    return [*_rouge_rows(base, rouge), {**base, "metric": "summary_words", "value": _rounded(rouge["words"])}]
-
-
-def _rouge_rows(base: Mapping[str, Any], rouge: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {**base, "metric": kind, "value": _rounded(rouge[kind]["mean"])}
-        | {side: _rounded(rouge[kind][side]) for side in ("low", "high")}
-        for kind in KINDS
-    ]
-
-
-def _rounded(value: Any) -> float:
-    return float(f"{float(value):.5g}")
-
-
-def _whole(value: float) -> int:
-    return round(value)
-
-
-def write(folder: Path, document: dict[str, Any]) -> None:
-    """``deep_pyramidion.json`` and ``deep_pyramidion.md`` in ``folder``; ``document`` has at least one row."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "deep_pyramidion.json", document)
-    (folder / "deep_pyramidion.md").write_text(page(document), encoding="utf-8")
-
-
-def page(document: dict[str, Any]) -> str:
-    """The Markdown page of ``document``."""
+def page(document: Mapping[str, Any]) -> str:
+    """The page of ``document``, which has at least one row."""
     rows: list[dict[str, Any]] = document["rows"]
     models = list(dict.fromkeys(row["model"] for row in rows))
     cells = {(row["model"], row["metric"]): row for row in rows}
