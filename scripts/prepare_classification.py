@@ -11,6 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.text.built_in import SPLITS
 from fairseq_efficient.text.classification import corpora, glue
 from fairseq_efficient.text.classification import read as formats
 from fairseq_efficient.text.classification.prepare import Options, prepare
@@ -165,7 +166,7 @@ def choose_input(args: argparse.Namespace, options: Options) -> tuple[Input, Opt
     corpus = corpora.corpus(args.corpus)
     described = {"corpus": args.corpus, "sha256": corpus.distribution.sha256}
     read = lambda: corpora.read_corpus(args.corpus, args.cache_dir)  # noqa: E731
-    return (read, list(corpora.SPLITS), described), replace(options, classes=corpus.classes)
+    return (read, list(SPLITS), described), replace(options, classes=corpus.classes)
 
 
 def holdouts(values: list[str]) -> tuple[tuple[str, int], ...]:

@@ -11,6 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.text.built_in import SPLITS
 from fairseq_efficient.text.fetch import default_cache
 from fairseq_efficient.text.language_models import corpora as lm_corpora
 from fairseq_efficient.text.language_models.clean import ALPHABETS, CLEANERS
@@ -18,7 +19,6 @@ from fairseq_efficient.text.language_models.prepare import Block, Dropped, Optio
 from fairseq_efficient.text.language_models.read import FORMATS, Tell, cut_blocks, raw_blocks, read_text
 from fairseq_efficient.text.language_models.subwords import DEFAULT_TYPES
 from fairseq_efficient.text.prepared import check_names, describe, named_files, prepare_once
-from fairseq_efficient.text.summarization.corpora import SPLITS
 from fairseq_efficient.text.symbols import SYMBOL_KINDS
 
 EPILOG = """
@@ -104,7 +104,7 @@ def corpus_input(args: argparse.Namespace) -> tuple[Reader, list[str], dict[str,
             watch(len(block))
             yield split, block
 
-    return read, list(SPLITS), {"corpus": lm_corpora.corpus(name).sha256}
+    return read, list(SPLITS), {"corpus": lm_corpora.corpus(name).distribution.sha256}
 
 
 def cut_input(args: argparse.Namespace, raw: bool) -> tuple[Reader, list[str], dict[str, Any]]:

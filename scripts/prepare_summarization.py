@@ -12,6 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.text.built_in import SPLITS
 from fairseq_efficient.text.clean import NORMALIZATIONS
 from fairseq_efficient.text.fetch import default_cache
 from fairseq_efficient.text.prepared import check_names, describe, named_files, prepare_once
@@ -43,7 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("destination", type=Path, metavar="DEST", help="folder to make")
     inputs = parser.add_argument_group("inputs")
-    inputs.add_argument("--corpus", metavar="NAMES", help="built-in corpora, comma-separated")
+    inputs.add_argument("--corpus", metavar="NAMES", help=f"built-in, comma-separated: {', '.join(corpora.CORPORA)}")
     inputs.add_argument(
         "--split", action="append", default=[], metavar="NAME=FILE", help="a split and its file; repeatable"
     )
@@ -109,8 +110,8 @@ def choose_input(args: argparse.Namespace) -> tuple[Callable[[], Iterator[corpor
         raise UserError("give one kind of input: --corpus, --split, --geval, or --source with --target (see --help)")
     if args.corpus:
         names = corpora.corpus_names(args.corpus)
-        described = {"corpus": [corpora.BUILT_IN[name][0].sha256 for name in names]}
-        return lambda: corpora.read_corpora(names, args.cache_dir), list(corpora.SPLITS), described
+        described = {"corpus": [corpora.CORPORA[name].distribution.sha256 for name in names]}
+        return lambda: corpora.read_corpora(names, args.cache_dir), list(SPLITS), described
     readers, files = file_readers(args)
     fields = [args.format, args.source_field, args.target_field]
 

@@ -10,6 +10,7 @@ import pytest
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text import fetch
+from fairseq_efficient.text.built_in import SPLITS
 from fairseq_efficient.text.classification import corpora
 from fairseq_efficient.text.classification.read import Labelled
 from fairseq_efficient.text.reading import Bad
@@ -29,7 +30,7 @@ def test_wiki_topics(tmp_path: Path) -> None:
     items = list(corpora.read_wiki_topics(make_wiki(tmp_path / "w.whl")))
     assert items == list(corpora.read_wiki_topics(tmp_path / "w.whl")) and len(items) == 40
     assert {item.label for _, item in items if isinstance(item, Labelled)} == {"Arts", "History"}
-    assert {split for split, _ in items} == set(corpora.SPLITS)
+    assert {split for split, _ in items} == set(SPLITS)
 
 
 def test_vader_movies(tmp_path: Path) -> None:

