@@ -73,14 +73,14 @@ def check(args: argparse.Namespace) -> None:
 def load(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     """(model, plain configuration, task)."""
     logging.disable(logging.INFO)
-    import torch
     from fairseq import checkpoint_utils
 
     import par_search  # noqa: F401
+    from fairseq_efficient.bench.machine import check_device
     from fairseq_efficient.checkpoints import read_checkpoint
 
-    if args.device == "cuda" and not args.no_measure and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device here")
+    if not args.no_measure:
+        check_device(args.device)
     overrides = {"data": args.data} if args.data else {}
     models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(args.checkpoint)], overrides)
     model = models[0].eval()

@@ -97,12 +97,11 @@ def main() -> None:
 
     import torch
 
-    from fairseq_efficient.bench.machine import describe, provenance, this_command
+    from fairseq_efficient.bench.machine import check_device, describe, provenance, this_command
     from par_search.costs import Costs, Shape, write_table
     from par_search.latency import measure_kinds
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device here")
+    check_device(args.device)
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     if args.cache_memory:

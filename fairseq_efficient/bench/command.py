@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from fairseq_efficient.bench.machine import describe, provenance, this_command
+from fairseq_efficient.bench.machine import check_device, describe, provenance, this_command
 from fairseq_efficient.bench.parity import Check, agree
 from fairseq_efficient.bench.picture import draw
 from fairseq_efficient.bench.rows import HEADER, summary, table_line, write_rows
 from fairseq_efficient.bench.session import Session
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.files import check_output
+from fairseq_efficient.flags import check_least
 
 DTYPE = "of all models (default: fp32, on CUDA bf16); on the CPU bf16 is --cpu-bf16"
 
@@ -56,12 +57,8 @@ def check_flags(args: argparse.Namespace, rows: Sequence[str], quick: Sequence[s
     Raises:
         UserError: flags that make no sense.
     """
-    for flag in ("threads", "batch", "runs"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag} {value}: must be at least 1")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device here")
+    check_least(args, 1, "threads", "batch", "runs")
+    check_device(args.device)
     if args.rows:
         return chosen("--rows", args.rows, rows)
     return list(quick if args.quick and quick else rows)

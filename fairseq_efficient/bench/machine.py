@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fairseq_efficient.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("fairseq-efficient", "fairseq-fixed", "torch", "numpy")
 
@@ -39,6 +41,14 @@ def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "gpu": _gpu(device),
     }
+
+
+def check_device(device: str) -> None:
+    """UserError where ``--device cuda`` finds none."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here")
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from fairseq_efficient.bench.machine import describe, provenance, this_command
+from fairseq_efficient.bench.machine import check_device, describe, provenance, this_command
 from fairseq_efficient.bench.rows import HEADER, Row, make_row, table_line, table_row, write_rows
 from fairseq_efficient.bench.timing import Pair, take_turns
-from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.errors import run_main
 from fairseq_efficient.files import check_output
+from fairseq_efficient.flags import check_least
 
 DIM, FFN, HEADS, CHUNK = 512, 2048, 8, 512
 
@@ -58,11 +59,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one size, few calls")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     args = parser.parse_args()
-    for flag in ("threads", "runs"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device")
+    check_least(args, 1, "threads", "runs")
+    check_device(args.device)
     check_output(args.json, "--json")
     torch.set_num_threads(args.threads)
     head = provenance(this_command(), args.threads, args.device)

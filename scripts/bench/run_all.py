@@ -16,6 +16,7 @@ sys.path.insert(0, str(FOLDER.parents[1]))
 
 from fairseq_efficient.bench.rows import HEADER, read_rows, summary, table_line, table_row
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least
 from fairseq_efficient.report import benches
 from fairseq_efficient.report.page import write
 
@@ -91,8 +92,7 @@ def main() -> int:
     for name in names:
         if name not in BENCHES:
             raise UserError(f"--only {name}: not one of {', '.join(BENCHES)}")
-    if args.threads < 1:
-        raise UserError(f"--threads {args.threads}: must be at least 1")
+    check_least(args, 1, "threads")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as err:
