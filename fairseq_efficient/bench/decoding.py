@@ -4,7 +4,7 @@ Tokens are given, not chosen. ``best`` makes the choice of the next token of wha
 (B, 1, .), and is part of the work.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,30 @@ def largest(output: Tensor) -> Tensor:
     return output.argmax(-1)
 
 
+def token_by_token(
+    decoder: Any, tokens: Tensor, state: dict[str, Any] | None = None, start: int = 0
+) -> Iterator[Tensor]:
+    """What a decoder returns for each of the tokens (B, n) when it has caches; ``start`` of them are in ``state``."""
+    state = {} if state is None else state
+    for end in range(start + 1, tokens.size(1) + 1):
+        yield decoder(tokens[:, :end], incremental_state=state)[0][:, -1:]
+
+
+def block_by_block(decoder: Any, tokens: Tensor, size: int, memory: Any = None) -> Iterator[tuple[Tensor, Any]]:
+    """What a decoder returns for each block of so many tokens, and its memory after it."""
+    for block in tokens.split(size, 1):
+        output, extra = decoder(block, memory=memory)
+        memory = extra["memory"]
+        yield output, memory
+
+
 def with_caches(decoder: Any, tokens: Tensor, best: Best = largest) -> Callable[[], None]:
     """Read tokens (B, n) one by one, with caches, and find the best next one after each."""
 
     @torch.no_grad()
     def run() -> None:
-        state: dict[str, Any] = {}
-        for end in range(1, tokens.size(1) + 1):
-            best(decoder(tokens[:, :end], incremental_state=state)[0][:, -1:])
+        for output in token_by_token(decoder, tokens):
+            best(output)
 
     return run
 

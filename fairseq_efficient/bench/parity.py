@@ -23,6 +23,11 @@ def difference(one: Any, other: Any) -> float:
     return float((one - other).abs().max())
 
 
+def relative(one: Any, other: Any, least: float = 0.0) -> float:
+    """:func:`difference` over the largest value of ``other``, taken to be ``least`` at least."""
+    return difference(one, other) / max(least, other.abs().max().item())
+
+
 def agree(checks: Iterable[Check]) -> bool:
     """Print each check as it is made, and say whether all have passed."""
     passed = []

@@ -16,6 +16,7 @@ WHAT = {
     "encoder_forward", "train_step", "generate", "pooling", "attention", "packed_forward", "eval_latency", "softmax",
     "decode", "memory", "matmul",
 }  # fmt: skip
+NOT_DRAWN = ("", "")  # as the ``lines`` of a row that is in no picture
 ALWAYS = {"bound", "goal", "ours_mb", "baseline_mb"}  # null where a row has none; other fields are left out
 
 

@@ -37,6 +37,10 @@ class Pair:
     def of(cls, ours: list[Sample], baseline: list[Sample], ours_part: str = "", baseline_part: str = "") -> "Pair":
         return cls([s.of(ours_part) for s in ours], [s.of(baseline_part) for s in baseline])
 
+    def each(self, steps: int) -> "Pair":
+        """Of one of as many equal steps that were timed as one."""
+        return Pair([seconds / steps for seconds in self.ours], [seconds / steps for seconds in self.baseline])
+
     @property
     def ours_s(self) -> float:
         return median(self.ours)

@@ -115,6 +115,7 @@ def test_pair_takes_medians_and_parts() -> None:
     pair = Pair.of(ours, baseline)
     assert (pair.ours_s, pair.baseline_s, pair.ratio, pair.ratio_of_pairs, pair.ratio_of_best) == (2, 6, 3, 4, 4)
     assert Pair.of(ours, baseline, "decode", "decode").ratio == 1.5
+    assert (pair.each(4).ours_s, pair.each(4).baseline_s, pair.each(4).ratio) == (0.5, 1.5, 3)
     assert Pair.of(ours, baseline[:1]).ratio_of_pairs == 4
 
 

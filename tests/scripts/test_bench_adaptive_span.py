@@ -66,8 +66,8 @@ def test_a_run_writes_every_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(script, "make_bench", make)
     peak = rows.Peak(10.0, None)
     monkeypatch.setattr("fairseq_efficient.bench.session.peak_memory", lambda *args, **where: peak)
-    monkeypatch.setattr(rows, "GOALS", {"attention/96/span2pct/vs_full": 1e9})
-    monkeypatch.setattr(rows, "CEILINGS", {"memory/96/span2pct/vs_full": 25.0})
+    monkeypatch.setattr(rows.Bench, "goals", {"attention/96/span2pct/vs_full": 1e9})
+    monkeypatch.setattr(rows.Bench, "ceilings", {"memory/96/span2pct/vs_full": 25.0})
     monkeypatch.setattr(sys, "argv", ["x.py", "--threads", "1", "--json", str(tmp_path / "a.json")])
     assert script.main() == 0
     found = {row["name"]: row for row in json.loads((tmp_path / "a.json").read_text())["rows"]}

@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_efficient.bench import flops
+from fairseq_efficient.bench import decoding, flops
 from fairseq_efficient.errors import UserError
 from tests.util import ROOT, error_line, load_script, run_cli
 
@@ -92,8 +92,8 @@ def test_parity_is_green_and_sees_a_difference(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_recomputing_is_measured_at_a_sample_of_prefixes_or_all() -> None:
-    assert generation.prefixes(1024, TOY) == [1, 128, 256, 384, 512, 640, 768, 896, 1024]
-    assert generation.prefixes(30, replace(TOY, full=True)) == list(range(1, 31))
+    assert decoding.prefixes(1024) == [1, 128, 256, 384, 512, 640, 768, 896, 1024]
+    assert decoding.prefixes(30, full=True) == list(range(1, 31))
     assert generation.recompute("sf4-rotary", 24, TOY)()["total"] > 0
 
 
@@ -141,8 +141,8 @@ def test_a_run_writes_every_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     peak = rows.Peak(10.0, None)
     monkeypatch.setattr("fairseq_efficient.bench.session.peak_memory", lambda *args, **where: peak)
     goals = {"train_step/64/sf4-rotary/vs_vanilla": 1e9, "attention/64/relative/vs_einsum": 0.0}
-    monkeypatch.setattr(rows, "GOALS", goals)
-    monkeypatch.setattr(rows, "CEILINGS", {"memory/64/sf4-rotary/vs_vanilla": 50.0})
+    monkeypatch.setattr(rows.Bench, "goals", goals)
+    monkeypatch.setattr(rows.Bench, "ceilings", {"memory/64/sf4-rotary/vs_vanilla": 50.0})
     argv = ["x.py", "--threads", "1", "--json", str(tmp_path / "a.json"), "--png", str(tmp_path / "a.png")]
     monkeypatch.setattr(sys, "argv", argv)
     assert script.main() == 0

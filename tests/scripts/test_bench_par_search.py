@@ -12,11 +12,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fairseq_efficient.bench.memory import Peak
 from fairseq_efficient.errors import UserError
 from par_search import blocks
 from tests.util import ROOT, error_line, load_script, run_cli
 
 sys.path.append(str(ROOT / "scripts" / "bench"))  # at the end: a script there has the name of a package
+from bench_parts import einsums
 from bench_parts.par_search import models, ops, rows
 from bench_parts.par_search import parity as checks
 
@@ -49,7 +51,7 @@ def test_attention_gflop_is_torchs_count(kind: str, training: bool, monkeypatch:
     found = counted(work(kind, n, setup))
     if training and kind == ops.ADDITIVE:  # the fused kernel makes the scores again, MATH does not
         found += 2 * setup.batch * setup.dim * n * (n + setup.memory)
-    assert found == pytest.approx(1e9 * ops.attention_gflop(kind, n, setup, training), rel=0.02)
+    assert found == pytest.approx(1e9 * ops.attention_gflop(training, kind, n, setup), rel=0.02)
 
 
 @pytest.mark.parametrize("kind", [ops.OPTIMAL, ops.MATMUL, ops.RULE, ops.FULL])
@@ -79,8 +81,8 @@ def test_names_of_nets() -> None:
 def test_parity_is_green_and_sees_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     found = list(checks.parity(TOY))
     assert len(found) == 3 + 4 + 1 + 2 + 4 and all(check.passed for check in found), found
-    shifted = ops._shifted
-    monkeypatch.setattr(ops, "_shifted", lambda scores: shifted(scores).roll(1, -1))
+    shifted = einsums.shifted
+    monkeypatch.setattr(einsums, "shifted", lambda scores: shifted(scores).roll(1, -1))
     assert not next(iter(checks.parity(TOY))).passed
 
 
@@ -114,11 +116,11 @@ def toy_bench(**more: Any) -> rows.Bench:
 
 def test_a_run_writes_every_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(script, "make_bench", lambda args: (toy_bench(), list(rows.ROWS)))
-    peak = rows.Peak(10.0, None)
+    peak = Peak(10.0, None)
     monkeypatch.setattr("fairseq_efficient.bench.session.peak_memory", lambda *args, **where: peak)
     latency, attention = "eval_latency/8/mem20-batch1-par/vs_interleaved", "attention/8/mem20-batch1-forward/vs_"
-    monkeypatch.setattr(rows, "GOALS", {latency: 1e9})
-    monkeypatch.setattr(rows, "CEILINGS", {attention + ops.ADDITIVE: 1e9})
+    monkeypatch.setattr(rows.Bench, "goals", {latency: 1e9})
+    monkeypatch.setattr(rows.Bench, "ceilings", {attention + ops.ADDITIVE: 1e9})
     argv = ["x.py", "--threads", "1", "--json", str(tmp_path / "a.json"), "--png", str(tmp_path / "a.png")]
     monkeypatch.setattr(sys, "argv", argv)
     assert script.main() == 0

@@ -92,8 +92,8 @@ def test_a_run_writes_every_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setitem(rows.MODELS, "toy", (2, 24))
     peak = rows.Peak(10.0, None)
     monkeypatch.setattr("fairseq_efficient.bench.session.peak_memory", lambda *args, **where: peak)
-    monkeypatch.setattr(rows, "GOALS", {"packed_forward/16/toy-keep0.5/vs_packed": 1e9})
-    monkeypatch.setattr(rows, "CEILINGS", {"packed_forward/16/toy-predictor64/vs_packed": 1e9})
+    monkeypatch.setattr(rows.Bench, "goals", {"packed_forward/16/toy-keep0.5/vs_packed": 1e9})
+    monkeypatch.setattr(rows.Bench, "ceilings", {"packed_forward/16/toy-predictor64/vs_packed": 1e9})
     argv = ["x.py", "--threads", "1", "--json", str(tmp_path / "a.json"), "--png", str(tmp_path / "a.png")]
     monkeypatch.setattr(sys, "argv", argv)
     assert script.main() == 0

@@ -10,20 +10,22 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from fairseq.data import Dictionary
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 import adaptive_span  # noqa: F401  (registers)
 from adaptive_span.config import SequentialConfig
 from adaptive_span.model import SequentialLanguageModel
 from fairseq_efficient.bench import flops
+from fairseq_efficient.bench.decoding import block_by_block, token_by_token
 from fairseq_efficient.bench.session import Where
+from fairseq_efficient.bench.work import dictionary, token_loss, training_step
 from fairseq_efficient.ops.span_attention import head_groups, soft_mask, span_attention, span_width
 
 SDPA, LONGEST = "sdpa_", "longest"
@@ -75,16 +77,15 @@ def attention_inputs(kind: str, size: int, setup: Setup) -> tuple[list[Tensor], 
     """
     torch.manual_seed(1)
     width = setup.dim // setup.heads
-    dtype = torch.bfloat16 if setup.dtype == "bf16" else torch.float32
     keys = setup.block + (size if kind.startswith(SDPA) else max(widths_of(kind, size, setup)))
-    q = torch.randn(setup.batch, setup.block, setup.heads, width, device=setup.place, dtype=dtype).transpose(1, 2)
-    both = torch.randn(setup.batch, keys, 2, setup.heads, width, device=setup.place, dtype=dtype)
-    k, v = both.permute(2, 0, 3, 1, 4)
-    inputs = [q, k, v, torch.randn(size, width, device=setup.place, dtype=dtype)]
+    draw = partial(torch.randn, device=setup.place, dtype=setup.number)
+    q = draw(setup.batch, setup.block, setup.heads, width).transpose(1, 2)
+    k, v = draw(setup.batch, keys, 2, setup.heads, width).permute(2, 0, 3, 1, 4)
+    inputs = [q, k, v, draw(size, width)]
     spans = spans_of(kind, size, setup)
     if spans is not None:
         inputs.append(torch.tensor(spans, device=setup.place))
-    grad = torch.randn(setup.batch, setup.block, setup.heads, width, device=setup.place, dtype=dtype).transpose(1, 2)
+    grad = draw(setup.batch, setup.block, setup.heads, width).transpose(1, 2)
     return [one.requires_grad_() for one in inputs], grad
 
 
@@ -128,9 +129,6 @@ def attention(kind: str, size: int, setup: Setup) -> Callable[[], Any]:
 
 def build(kind: str, size: int, setup: Setup) -> SequentialLanguageModel:
     torch.manual_seed(1)
-    words = Dictionary()
-    for number in range(setup.types - len(words)):
-        words.add_symbol(f"<0x{number:02X}>")
     spans = spans_of(kind, size, setup)
     adapting: dict[str, Any] = {"adapt_span": True, "adapt_span_cache": True, "adapt_span_ramp": setup.ramp}
     cfg = SequentialConfig(
@@ -140,15 +138,14 @@ def build(kind: str, size: int, setup: Setup) -> SequentialLanguageModel:
         decoder_attention_heads=setup.heads,
         attn_span=size,
         **({} if spans is None else adapting),
-        cpu_bf16=setup.dtype == "bf16" and setup.device == "cpu",
+        cpu_bf16=setup.cpu_bf16,
     )
-    model = SequentialLanguageModel.build_model(cfg, SimpleNamespace(source_dictionary=words))
+    model = SequentialLanguageModel.build_model(cfg, SimpleNamespace(source_dictionary=dictionary(setup.types)))
     if spans is not None:
         with torch.no_grad():
             for layer in model.decoder.layers:
                 layer.self_attn.spans.ratio.copy_(torch.tensor(spans) / size)
-    model = model.to(setup.place)
-    return model.bfloat16() if setup.dtype == "bf16" and setup.device != "cpu" else model
+    return setup.placed(model)
 
 
 def text(n: int, setup: Setup, seed: int = 2) -> Tensor:
@@ -173,28 +170,21 @@ def train_step(kind: str, size: int, setup: Setup) -> Callable[[], Any]:
     tokens, memory = text(setup.block, setup), remembered(model, size, setup)
     target = tokens.roll(-1, 1)
 
-    def run() -> None:
-        model.zero_grad(set_to_none=True)
+    def loss() -> Tensor:
         with grouping(kind):
             logits = model.decoder(tokens, memory=memory)[0]
-        cross_entropy(logits.float().view(-1, logits.size(-1)), target.flatten()).backward()
+        return token_loss(logits, target)
 
-    return run
-
-
-def training_weights_mb(kind: str, size: int, setup: Setup) -> float:
-    """2**20 bytes of the weights and of as many gradients."""
-    return 2 * sum(weight.nbytes for weight in build(kind, size, setup).parameters()) / 2**20
+    return training_step(model, loss)
 
 
 def evaluate(kind: str, size: int, setup: Setup) -> Callable[[], Any]:
     """The next block of a stream of which some tokens have been read, block by block: ``KIND@TOKENS``."""
     kind, _, read = kind.partition("@")
     model = build(kind, size, setup).eval()
-    stream, memory = text(int(read) + setup.block, setup), None
+    stream = text(int(read) + setup.block, setup)
     with torch.no_grad():
-        for block in stream[:, : int(read)].split(setup.block, 1):
-            memory = model.decoder(block, memory=memory)[1]["memory"]
+        *_, (_, memory) = block_by_block(model.decoder, stream[:, : int(read)], setup.block)
 
     @torch.no_grad()
     def run() -> None:
@@ -215,8 +205,8 @@ def decode(kind: str, size: int, setup: Setup) -> Callable[[], Any]:
     def run() -> None:
         inner = next(iter(state.values()))
         tokens = torch.cat([prompt.new_zeros(setup.batch, inner.seen), text(DECODED, setup)], 1)
-        for end in range(inner.seen + 1, tokens.size(1) + 1):
-            decoder(tokens[:, :end], incremental_state=state)
+        for _ in token_by_token(decoder, tokens, state, inner.seen):
+            pass
 
     return run
 

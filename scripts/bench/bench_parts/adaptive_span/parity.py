@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench_parts.adaptive_span.models import LONGEST, SDPA, Setup, attend, attention_inputs, build, remembered, text
-from fairseq_efficient.bench.parity import Check, difference
+from fairseq_efficient.bench.decoding import block_by_block, token_by_token
+from fairseq_efficient.bench.parity import Check, difference, relative
 
 TOLERANCE = 2e-4  # of outputs and relative to the largest gradient, in fp32
 NAMES = ("output", "gradient of q", "gradient of k", "gradient of v", "gradient of positions", "gradient of spans")
@@ -32,16 +32,13 @@ def _attention(kind: str, setup: Setup) -> Iterator[Check]:
     for against in (f"{SDPA}{kind}", *([LONGEST] if kind == "mixed" else [])):
         theirs = attend(against, inputs, grad, setup)
         for name, one, other in zip(NAMES, ours, theirs, strict=False):
-            found = difference(one, other) / max(1.0, other.abs().max().item())
-            yield Check(f"{kind}: {name} equals {against.rstrip('_')}", found, TOLERANCE)
+            yield Check(f"{kind}: {name} equals {against.rstrip('_')}", relative(one, other, least=1.0), TOLERANCE)
 
 
 @torch.no_grad()
 def _cached(kind: str, setup: Setup) -> Check:
     decoder, tokens = build(kind, 60, setup).eval().decoder, text(150, setup)
-    state: dict[str, Any] = {}
-    found = [decoder(tokens[:, :end], incremental_state=state)[0] for end in range(1, tokens.size(1) + 1)]
-    wrong = difference(torch.cat(found, 1), decoder(tokens)[0])
+    wrong = difference(torch.cat([*token_by_token(decoder, tokens)], 1), decoder(tokens)[0])
     return Check(f"{kind}: token by token equals a whole forward", wrong, TOLERANCE)
 
 
@@ -50,9 +47,5 @@ def _blocks(kind: str, setup: Setup) -> Check:
     model, tokens = build(kind, 60, setup).eval(), text(150, setup)
     memory: list[Tensor] = remembered(model, 60, setup)
     whole = model.decoder(tokens, memory=memory)[0]
-    parts = []
-    for block in tokens.split(37, 1):
-        out, extra = model.decoder(block, memory=memory)
-        memory = extra["memory"]
-        parts.append(out)
+    parts = [out for out, _ in block_by_block(model.decoder, tokens, 37, memory)]
     return Check(f"{kind}: blocks with caches equal one block", difference(torch.cat(parts, 1), whole), TOLERANCE)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from bench_parts.adaptive_span.models import (
     DECODED,
@@ -11,16 +10,16 @@ from bench_parts.adaptive_span.models import (
     Setup,
     attention,
     attention_gflop,
+    build,
     decode,
     evaluate,
     train_step,
     training_gflop,
-    training_weights_mb,
 )
 from fairseq_efficient.bench.memory import Peak
-from fairseq_efficient.bench.rows import make_row
+from fairseq_efficient.bench.rows import NOT_DRAWN
 from fairseq_efficient.bench.session import Job, Session
-from fairseq_efficient.bench.timing import Pair, Sample
+from fairseq_efficient.bench.timing import Sample
 
 # row -> how many times faster we want to be
 GOALS = {
@@ -45,6 +44,8 @@ LINES = {"span2pct": "2 % of the longest", "span10pct": "10 %", "mixed": "one he
 class Bench(Session):
     """The adaptive span rows; sizes are S, the longest span in tokens."""
 
+    goals, ceilings = GOALS, CEILINGS
+
     setup: Setup
     kinds: tuple[str, ...] = ("span2pct", "span10pct", "span100pct", "mixed")
     streams: tuple[int, int] = (8192, 65536)  # tokens read before the block that is timed
@@ -61,7 +62,8 @@ class Bench(Session):
                 if kind in kinds:
                     note = "forward and backward"
                     self._compare("attention", kind, against, n, samples, peaks, attention_gflop, note)
-            self._memory(f"memory/{n}/attention-span2pct/vs_full", "span2pct", n, samples, peaks, "attention alone")
+            jobs = ("span2pct", n), ("full", n)
+            self._memory(f"memory/{n}/attention-span2pct/vs_full", jobs, samples, peaks, "attention alone")
 
     def _train_step(self) -> None:
         """A whole block with full caches, without the optimizer."""
@@ -74,10 +76,8 @@ class Bench(Session):
                     note = f"batch {setup.batch}"
                     self._compare("train_step", kind, against, n, samples, peaks, training_gflop, note, setup)
             note = f"peak of a training step at batch {setup.batch}, caches and weights included"
-            self._memory(f"memory/{n}/span2pct/vs_full", "span2pct", n, samples, peaks, note)
-            held = [training_weights_mb(kind, n, setup) for kind in ("span2pct", "full")]
-            name = f"memory/{n}/span2pct/vs_full_activations"
-            self._memory(name, "span2pct", n, samples, peaks, "the same without weights and their gradients", held)
+            jobs = ("span2pct", n), ("full", n)
+            self._memory(f"memory/{n}/span2pct/vs_full", jobs, samples, peaks, note, build)
 
     def _eval_latency(self) -> None:
         """A block after many tokens against one after few: a byte costs the same wherever it stands."""
@@ -85,22 +85,20 @@ class Bench(Session):
         for kind in ("span2pct", "full"):
             jobs = (f"{kind}@{many}", self.eval_size), (f"{kind}@{few}", self.eval_size)
             samples, _ = self._turns("eval_latency", evaluate, list(jobs), memory=False, more=2)
-            pair = Pair.of(samples[jobs[0]], samples[jobs[1]])
             name = f"eval_latency/{many}/{kind}/vs_{few}"
             note = f"{self.setup.block} tokens after so many; S = {self.eval_size:,}"
-            more = {"unit": "x", "goal": CEILINGS.get(name), "at_most": True, "note": note}
-            self._add(make_row(name, pair, value=1 / pair.ratio, **more))
+            self._versus(name, jobs, samples, {}, at_most=True, note=note)
 
     def _decode(self) -> None:
         """One token at a time with full caches."""
         for n in self.sizes:
             jobs = [("span2pct", n), ("mixed", n), ("full", n)]
             samples, _ = self._turns("decode", decode, jobs, memory=False)
-            each = {job: [Sample(one.seconds / DECODED) for one in found] for job, found in samples.items()}
             for kind in ("span2pct", "mixed"):
-                pair = Pair.of(each[kind, n], each["full", n])
                 lines = LINES[kind], "full span"
-                self._add(make_row(f"decode/{n}/{kind}/vs_full", pair, note="one token", lines=lines))
+                pair = (kind, n), ("full", n)
+                name = f"decode/{n}/{kind}/vs_full"
+                self._versus(name, pair, samples, {}, steps=DECODED, note="one token", lines=lines)
 
     # --- rows --------------------------------------------------------------------------------------------------------
 
@@ -120,26 +118,6 @@ class Bench(Session):
         setup = setup or self.setup
         baseline = "sdpa" if against.startswith(SDPA) else against
         name = f"{what}/{n}/{kind}/vs_{baseline}"
-        drawn = (LINES[kind], "full span") if baseline == "full" and kind in LINES else ("", "")
-        more: dict[str, Any] = {"goal": GOALS.get(name), "note": note, "lines": drawn}
-        self._versus(name, jobs, samples, peaks, gflop, setup.batch * setup.block, setup, **more)
-
-    def _memory(
-        self,
-        name: str,
-        kind: str,
-        n: int,
-        samples: Mapping[Job, list[Sample]],
-        peaks: Mapping[Job, Peak],
-        note: str,
-        held: list[float] | None = None,
-    ) -> None:
-        """Add one row: our peak in percent of that with full spans, less what is held anyway."""
-        jobs = (kind, n), ("full", n)
-        found = [peaks[job].mb if job in peaks and job in samples else None for job in jobs]
-        if found[0] is None or found[1] is None:
-            return
-        ours, full = (mb - weights for mb, weights in zip(found, held or (0.0, 0.0), strict=True) if mb is not None)
-        pair = Pair.of(samples[jobs[0]], samples[jobs[1]])
-        more = {"unit": "%", "goal": CEILINGS.get(name), "at_most": True, "note": note}
-        self._add(make_row(name, pair, value=100 * ours / full, ours_mb=ours, baseline_mb=full, **more))
+        drawn = (LINES[kind], "full span") if baseline == "full" and kind in LINES else NOT_DRAWN
+        tokens = setup.batch * setup.block
+        self._versus(name, jobs, samples, peaks, gflop, tokens, setup, note=note, lines=drawn)

@@ -8,19 +8,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase, TransformerModelBase
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 import deep_pyramidion  # noqa: F401  (registers)
 from deep_pyramidion.config import PyramidionConfig
 from deep_pyramidion.model import PyramidionModel
 from fairseq_efficient.bench import flops
-from fairseq_efficient.bench.parity import Check, difference
+from fairseq_efficient.bench.parity import Check, difference, relative
 from fairseq_efficient.bench.session import Where
 from fairseq_efficient.bench.timing import Stopwatch
+from fairseq_efficient.bench.work import dictionary, for_generation, generation_batch, token_loss, training_step
 from fairseq_efficient.ops.topk_halving import topk_halving
 from fairseq_efficient.ops.topk_halving.naive import topk_halving as naive_topk_halving
 from fairseq_efficient.plugin.flat_config import nested_transformer_config
@@ -56,13 +55,6 @@ def widths(kind: str, n: int, setup: Setup) -> list[int]:
     return found
 
 
-def dictionary(setup: Setup) -> Dictionary:
-    words = Dictionary()
-    for number in range(setup.vocab - len(words)):
-        words.add_symbol(f"w{number}")
-    return words
-
-
 def config(kind: str, n: int, setup: Setup) -> PyramidionConfig:
     cfg = PyramidionConfig(
         max_source_positions=n, dropout=0.1, attention_dropout=0.0, share_all_embeddings=True, chunk_size=setup.chunk
@@ -86,7 +78,7 @@ def config(kind: str, n: int, setup: Setup) -> PyramidionConfig:
 def build(kind: str, n: int, setup: Setup) -> Any:
     """A model of ``kind`` for sources of ``n`` tokens."""
     torch.manual_seed(1)
-    words, cfg = dictionary(setup), config(kind, n, setup)
+    words, cfg = dictionary(setup.vocab), config(kind, n, setup)
     task = SimpleNamespace(source_dictionary=words, target_dictionary=words)
     if kind == STOCK:
         model = TransformerModelBase.build_model(nested_transformer_config(cfg), task)
@@ -99,8 +91,7 @@ def build(kind: str, n: int, setup: Setup) -> Any:
         model.decoder.need_attn = False
         # that decoder wants a copy of the encoder's states for each hypothesis
         model.encoder.reorder_encoder_out = types.MethodType(TransformerEncoderBase.reorder_encoder_out, model.encoder)
-    model = model.to(setup.place)
-    return model.bfloat16() if setup.dtype == "bf16" else model
+    return setup.placed(model)
 
 
 def documents(n: int, setup: Setup, seed: int = 2) -> Tensor:
@@ -134,13 +125,7 @@ def train_step(kind: str, n: int, setup: Setup) -> Callable[[], None]:
     """Forward and backward of encoder and decoder, dropout on, no optimizer."""
     model, source = build(kind, n, setup).train(), documents(n, setup)
     target = documents(setup.target, setup, seed=3)
-
-    def run() -> None:
-        model.zero_grad(set_to_none=True)
-        logits = model(source, None, target)[0]
-        cross_entropy(logits.float().view(-1, logits.size(-1)), target.view(-1)).backward()
-
-    return run
+    return training_step(model, lambda: token_loss(model(source, None, target)[0], target))
 
 
 def generate(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
@@ -162,20 +147,17 @@ def generate(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
 
 def searcher(model: Any, n: int, setup: Setup) -> tuple[SequenceGenerator, dict[str, Any]]:
     """A beam search over ``model`` (made ready as fairseq-generate makes it), and a batch for it."""
-    model = model.eval()
-    model.prepare_for_inference_(SimpleNamespace(generation=SimpleNamespace(beam=setup.beam, print_alignment=None)))
+    model, words = for_generation(model, setup.beam), dictionary(setup.vocab)
     generator = SequenceGenerator(
-        [model], dictionary(setup), beam_size=setup.beam, min_len=setup.tokens, max_len_a=0, max_len_b=setup.tokens
+        [model], words, beam_size=setup.beam, min_len=setup.tokens, max_len_a=0, max_len_b=setup.tokens
     )
-    source = documents(n, setup)
-    lengths = torch.full((setup.batch,), n, device=setup.place)
-    return generator, {"net_input": {"src_tokens": source, "src_lengths": lengths}}
+    return generator, generation_batch(documents(n, setup))
 
 
 def pool_once(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
     """One pool of n tokens to half, or (``kind`` embedding_bag) the bare weighted sum of as many fixed pairs."""
     torch.manual_seed(1)
-    values = torch.randn(setup.batch, n, setup.dim, device=setup.place, dtype=_dtype(setup))
+    values = torch.randn(setup.batch, n, setup.dim, device=setup.place, dtype=setup.number)
     scores = torch.rand(setup.batch, n, device=setup.place)
     if kind == PYRAMIDION:
         return torch.no_grad()(lambda: topk_halving(values, scores, n // 2, sort_back=True))
@@ -184,10 +166,6 @@ def pool_once(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
     flat = values.view(-1, setup.dim)
     bag = nn.functional.embedding_bag
     return torch.no_grad()(lambda: bag(pairs, flat, mode="sum", per_sample_weights=weights))
-
-
-def _dtype(setup: Setup) -> torch.dtype:
-    return torch.bfloat16 if setup.dtype == "bf16" else torch.float32
 
 
 # --- FLOPs -----------------------------------------------------------------------------------------------------------
@@ -224,7 +202,7 @@ def parity(setup: Setup) -> Iterator[Check]:
     for kind, model in others.items():
         logits, grad = _logits_and_gradient(model, source, target)
         yield Check(f"{kind}: logits equal stock", difference(logits, expected), 1e-4)
-        yield Check(f"{kind}: gradient equals stock", difference(grad, gradient) / gradient.abs().max().item(), 1e-4)
+        yield Check(f"{kind}: gradient equals stock", relative(grad, gradient), 1e-4)
     if setup.place.type == "cpu":
         bf16 = _with_weights(build(PYRAMIDION_BF16, 4 * n, setup), stock)
         error = (_logits_and_gradient(bf16, source, target)[0] - expected).norm() / expected.norm()
@@ -246,7 +224,7 @@ def _logits_and_gradient(model: Any, source: Tensor, target: Tensor) -> tuple[Te
     """Logits, and the gradient of the embedding and the encoder's first layer, which all else flows into."""
     model.zero_grad()
     logits = model(source, None, target)[0].float()
-    cross_entropy(logits.view(-1, logits.size(-1)), target.view(-1)).backward()
+    token_loss(logits, target).backward()
     weights = (model.encoder.embed_tokens.weight, model.encoder.layers[0].fc1.weight)
     return logits.detach(), torch.cat([w.grad.float().flatten() for w in weights])
 

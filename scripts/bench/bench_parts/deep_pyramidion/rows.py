@@ -19,7 +19,6 @@ from bench_parts.deep_pyramidion.models import (
     train_step,
 )
 from fairseq_efficient.bench.memory import Peak
-from fairseq_efficient.bench.rows import make_row
 from fairseq_efficient.bench.session import Job, Session
 from fairseq_efficient.bench.timing import Pair, Sample
 
@@ -76,9 +75,8 @@ class Bench(Session):
         samples, peaks = self._turns(what, WORK[what], [(kind, n) for kind in kinds])
         wanted = [(PYRAMIDION, STOCK), (PYRAMIDION, BLOCKWISE), (PYRAMIDION_BF16, STOCK)]
         for ours, baseline in wanted:
-            if (ours, n) in samples and (baseline, n) in samples:
-                reduced = ours == PYRAMIDION_BF16 or self.setup.dtype == "bf16"
-                self._compare(what, n, "bf16" if reduced else "", (ours, n), (baseline, n), samples, peaks)
+            reduced = ours == PYRAMIDION_BF16 or self.setup.dtype == "bf16"
+            self._compare(what, n, "bf16" if reduced else "", (ours, n), (baseline, n), samples, peaks)
 
     def _linearity(self) -> None:
         """Ours at a size against ours at a smaller one."""
@@ -86,7 +84,7 @@ class Bench(Session):
             if n not in self.sizes or smaller not in self.sizes:
                 continue
             samples, _ = self._turns(what, WORK[what], [(PYRAMIDION, n), (PYRAMIDION, smaller)], memory=False)
-            self._scaling(what, n, "linearity", smaller, goal, samples, what)
+            self._scaling(what, n, "linearity", smaller, goal, samples, gflop=partial(gflop, what))
 
     def _pooling(self) -> None:
         """The pools' share of the encoder, and one pool against the bare weighted sum of fixed pairs."""
@@ -95,11 +93,11 @@ class Bench(Session):
         runs = samples[PYRAMIDION, n]
         share = 100 * median(sample.of("pooling") / sample.seconds for sample in runs)
         pair = Pair.of(runs, runs, "pooling")
-        self._add(make_row(f"pooling/{n}/vs_encoder", pair, value=share, unit="%", goal=POOLING_PERCENT, at_most=True))
-        samples, _ = self._turns("pooling", pool_once, [(PYRAMIDION, n), ("embedding_bag", n)], memory=False, more=4)
-        pair = Pair.of(samples[PYRAMIDION, n], samples["embedding_bag", n])
+        self._ceiling(f"pooling/{n}/vs_encoder", pair, share, unit="%", goal=POOLING_PERCENT)
+        jobs = [(PYRAMIDION, n), ("embedding_bag", n)]
+        samples, _ = self._turns("pooling", pool_once, jobs, memory=False, more=4)
         note = "one halving with its ranking"
-        self._add(make_row(f"pooling/{n}/vs_embedding_bag", pair, value=1 / pair.ratio, at_most=True, note=note))
+        self._versus(f"pooling/{n}/vs_embedding_bag", jobs, samples, {}, at_most=True, note=note)
 
     def _generate(self) -> None:
         """Total and decoding time (without the encoder) against blockwise on fairseq's decoder, and against stock."""
@@ -109,29 +107,26 @@ class Bench(Session):
         variant = f"beam{self.setup.beam}"
         for what, part in (("generate", ""), ("decode", "decode")):
             for baseline in (STOCK_DECODER, STOCK):
-                if ours in samples and (baseline, n) in samples:
-                    self._compare(what, n, variant, ours, (baseline, n), samples, peaks, part)
+                self._compare(what, n, variant, ours, (baseline, n), samples, peaks, part)
 
     def _decode(self) -> None:
         """One step of ours against stock from a short source, and of ours from a long one against a short one."""
         short, long = self.short_size, self.generate_size
         jobs = [(PYRAMIDION, short), (STOCK, short), (PYRAMIDION, long)]
         samples, _ = self._turns("generate", generate, jobs, memory=False)
-        steps = self.setup.tokens + 1
-        per_step = {job: [Sample(s.of("decode") / steps) for s in found] for job, found in samples.items()}
-        name, goal = f"beam{self.setup.beam}", GOALS.get(("decode", short, f"beam{self.setup.beam}", STOCK))
-        gflops = [gflop("decode", kind, short, self.setup) / steps for kind in (PYRAMIDION, STOCK)]
-        self._add(
-            make_row(
-                f"decode/{short}/{name}/vs_stock",
-                Pair.of(per_step[PYRAMIDION, short], per_step[STOCK, short]),
-                goal=goal,
-                ours_gflop=gflops[0],
-                baseline_gflop=gflops[1],
-                note="one step",
-            )
+        steps, variant = self.setup.tokens + 1, f"beam{self.setup.beam}"
+        self._versus(
+            f"decode/{short}/{variant}/vs_stock",
+            jobs[:2],
+            samples,
+            {},
+            partial(gflop, "decode"),
+            part="decode",
+            steps=steps,
+            goal=GOALS.get(("decode", short, variant, STOCK)),
+            note="one step",
         )
-        self._scaling("decode", long, name, short, POOLED_DECODE, per_step, "")
+        self._scaling("decode", long, variant, short, POOLED_DECODE, samples, part="decode", steps=steps)
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
@@ -146,7 +141,9 @@ class Bench(Session):
         peaks: Mapping[Job, Peak],
         part: str = "",
     ) -> None:
-        """Add one row: ours against a model."""
+        """Add one row: ours against a model, unless one of them could not run."""
+        if ours not in samples or baseline not in samples:
+            return
         against = BLOCKWISE if baseline[0] == STOCK_DECODER else baseline[0]
         notes = []
         if baseline[0] == STOCK_DECODER:
@@ -172,16 +169,10 @@ class Bench(Session):
         smaller: int,
         goal: float,
         samples: Mapping[Job, list[Sample]],
-        flops: str,
+        **more: Any,
     ) -> None:
         """Add one row: ours at n tokens against ours at fewer; its value is how many times longer it takes."""
-        pair = Pair.of(samples[PYRAMIDION, n], samples[PYRAMIDION, smaller])
-        more: dict[str, Any] = {}
-        if flops:
-            more = {
-                f"{side}_gflop": gflop(flops, PYRAMIDION, size, self.setup)
-                for side, size in (("ours", n), ("baseline", smaller))
-            }
-        name = f"{what}/{n}/{variant}/vs_{smaller}"
+        jobs = (PYRAMIDION, n), (PYRAMIDION, smaller)
         note = f"time({n}) / time({smaller})"
-        self._add(make_row(name, pair, value=1 / pair.ratio, goal=goal, at_most=True, note=note, **more))
+        name = f"{what}/{n}/{variant}/vs_{smaller}"
+        self._versus(name, jobs, samples, {}, at_most=True, goal=goal, note=note, **more)

@@ -5,23 +5,19 @@ at spaces would never come.
 """
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from bench_parts.dynamic_pooling.models import SPACE, Setup, build, dictionary, text
 from fairseq_efficient.bench import decoding
+from fairseq_efficient.bench.work import for_generation, generation_batch
 from fairseq_efficient.plugin.prefilled_generation import PrefilledGenerator
-
-RECOMPUTE = "recompute"
 
 
 def ready(kind: str, n: int, setup: Setup) -> Any:
-    """A model in evaluation mode as fairseq-generate makes it."""
-    model = build(kind, n, setup).eval()
-    model.prepare_for_inference_(SimpleNamespace(generation=SimpleNamespace(beam=1, print_alignment=None)))
-    return model
+    """A model as fairseq-generate makes it."""
+    return for_generation(build(kind, n, setup))
 
 
 def decode(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
@@ -32,12 +28,8 @@ def decode(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
 def recompute(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
     """The same without caches; reports ``total``. Unless ``setup.full``, prefixes between those of a sample are taken
     to need what lies between."""
-    return decoding.by_recomputing(ready(kind, n, setup).decoder, text(n, setup), prefixes(n, setup))
-
-
-def prefixes(n: int, setup: Setup) -> list[int]:
-    """Lengths that :func:`recompute` measures."""
-    return decoding.prefixes(n, setup.full)
+    lengths = decoding.prefixes(n, setup.full)
+    return decoding.by_recomputing(ready(kind, n, setup).decoder, text(n, setup), lengths)
 
 
 def generate(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
@@ -55,8 +47,7 @@ def searcher(model: Any, n: int, setup: Setup) -> tuple[PrefilledGenerator, dict
     """The generator, a batch for it, and its prompts (batch, n / 2)."""
     generator = PrefilledGenerator([model], dictionary(setup), beam_size=1, max_len_a=0, max_len_b=n, min_len=n)
     prompt = text(n // 2 + 1, setup)[:, 1:]
-    lengths = torch.full((setup.batch,), prompt.size(1), device=setup.place)
-    return generator, {"net_input": {"src_tokens": prompt, "src_lengths": lengths}}, prompt
+    return generator, generation_batch(prompt), prompt
 
 
 def firing_share(kind: str, n: int, setup: Setup) -> float:

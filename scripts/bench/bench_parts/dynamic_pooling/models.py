@@ -15,7 +15,6 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 import dynamic_pooling  # noqa: F401  (registers)
 from dynamic_pooling import decoder as decoder_module
@@ -24,6 +23,7 @@ from dynamic_pooling.model import DynamicPoolingModel
 from fairseq_efficient.bench import flops
 from fairseq_efficient.bench.session import Where
 from fairseq_efficient.bench.timing import Stopwatch
+from fairseq_efficient.bench.work import token_loss, training_step
 from fairseq_efficient.ops.segment_pool import fast as pool_module
 
 TRANSFORMER_LM = "transformer_lm"
@@ -71,7 +71,7 @@ def config(kind: str, setup: Setup) -> DynamicPoolingConfig:
         dropout=setup.dropout,
         attention_dropout=0.0 if encoding == "rotary" else setup.dropout,
         activation_dropout=setup.dropout,
-        cpu_bf16=setup.dtype == "bf16" and setup.device == "cpu",
+        cpu_bf16=setup.cpu_bf16,
     )
     if what == "vanilla":
         cfg.boundaries_type, cfg.model_config = "none", f"[{setup.layers}, (0,), 0]"
@@ -106,8 +106,7 @@ def build(kind: str, n: int, setup: Setup) -> Any:
         model = TransformerLanguageModel.build_model(cfg, SimpleNamespace(**vars(task), output_dictionary=words))
     else:
         model = DynamicPoolingModel.build_model(config(kind, setup), task)
-    model = model.to(setup.place)
-    return model.bfloat16() if setup.dtype == "bf16" and setup.device != "cpu" else model
+    return setup.placed(model)
 
 
 def text(n: int, setup: Setup, seed: int = 2) -> Tensor:
@@ -144,13 +143,7 @@ def train_step(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
     """Forward and backward over windows of n tokens, no optimizer."""
     model, tokens = build(kind, n, setup).train(), text(n, setup)
     target = tokens.roll(-1, 1)
-
-    def run() -> None:
-        model.zero_grad(set_to_none=True)
-        logits = model(tokens)[0]
-        cross_entropy(logits.float().view(-1, logits.size(-1)), target.flatten()).backward()
-
-    return run
+    return training_step(model, lambda: token_loss(model(tokens)[0], target))
 
 
 def train_step_by_parts(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
@@ -175,11 +168,6 @@ def train_step_by_parts(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
         return {"pooling": watch.take()}
 
     return run
-
-
-def training_weights_mb(kind: str, n: int, setup: Setup) -> float:
-    """2**20 bytes of the weights and of as many gradients."""
-    return 2 * sum(weight.nbytes for weight in build(kind, n, setup).parameters()) / 2**20
 
 
 # --- FLOPs -----------------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag, pad
+from torch.nn.functional import embedding_bag
 
 from bench_parts.dynamic_pooling.models import Setup
+from bench_parts.einsums import einsum_attention
 from fairseq_efficient.bench import flops
 from fairseq_efficient.ops.relative_attention import relative_attention
 from fairseq_efficient.ops.segment_pool import segment_layout, segment_pool, upsample
@@ -15,22 +16,6 @@ from fairseq_efficient.ops.segment_pool import segment_layout, segment_pool, ups
 RELATIVE, EINSUM = "relative", "einsum"
 REPEATS = 20  # calls of an operator that are timed as one
 SEGMENT = 4  # tokens
-
-
-def einsum_attention(q: Tensor, k: Tensor, v: Tensor, r: Tensor, content_bias: Tensor, position_bias: Tensor) -> Tensor:
-    """Transformer-XL's attention as it is usually written: two einsums, the second shifted, softmax, a third einsum."""
-    content = torch.einsum("bhid,bhjd->bhij", q + content_bias.unsqueeze(1), k)
-    position = torch.einsum("bhid,hxd->bhix", q + position_bias.unsqueeze(1), r.flip(1))
-    scores = (content + shifted(position)) * q.size(-1) ** -0.5
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-    probs = scores.masked_fill(later, float("-inf")).softmax(-1)
-    return torch.einsum("bhij,bhjd->bhid", probs, v)
-
-
-def shifted(scores: Tensor) -> Tensor:
-    """(B, H, T, T) by descending distance -> by key (those of later keys mean nothing)."""
-    batch, heads, n, _ = scores.shape
-    return pad(scores, (1, 0)).view(batch, heads, n + 1, n)[:, :, 1:]
 
 
 ATTENTION: dict[str, Callable[..., Tensor]] = {RELATIVE: relative_attention, EINSUM: einsum_attention}
@@ -41,9 +26,8 @@ def attention_inputs(n: int, setup: Setup) -> tuple[list[Tensor], Tensor]:
     torch.manual_seed(1)
     width = setup.dim // setup.heads
     shapes = [(setup.batch, n, 3, setup.heads, width), (setup.heads, n, width), *[(setup.heads, width)] * 2]
-    dtype = torch.bfloat16 if setup.dtype == "bf16" else torch.float32
-    inputs = [torch.randn(shape, device=setup.place, dtype=dtype, requires_grad=True) for shape in shapes]
-    grad = torch.randn(setup.batch, n, setup.heads, width, device=setup.place, dtype=dtype).transpose(1, 2)
+    inputs = [torch.randn(shape, device=setup.place, dtype=setup.number, requires_grad=True) for shape in shapes]
+    grad = torch.randn(setup.batch, n, setup.heads, width, device=setup.place, dtype=setup.number).transpose(1, 2)
     return inputs, grad
 
 
@@ -85,8 +69,7 @@ def pooling_pieces(kind: str, n: int, setup: Setup) -> tuple[Callable[[Tensor], 
     ids = layout.ids
     columns = 1 + n // SEGMENT
     rows = columns if kind in ("upsample", "index_select") else n
-    dtype = torch.bfloat16 if setup.dtype == "bf16" else torch.float32
-    values = torch.randn(setup.batch, rows, setup.dim, device=setup.place, dtype=dtype)
+    values = torch.randn(setup.batch, rows, setup.dim, device=setup.place, dtype=setup.number)
     null = values.new_zeros(setup.dim)
     tokens = torch.arange(setup.batch * n, device=setup.place)
     starts = tokens[::SEGMENT]

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from bench_parts.dynamic_pooling.generation import ready, searcher
 from bench_parts.dynamic_pooling.models import TRANSFORMER_LM, Setup, build, text
 from bench_parts.dynamic_pooling.ops import EINSUM, RELATIVE, attend, attention_inputs, pooling_pieces
-from fairseq_efficient.bench.parity import Check, difference
+from fairseq_efficient.bench.decoding import token_by_token
+from fairseq_efficient.bench.parity import Check, difference, relative
+from fairseq_efficient.bench.work import token_loss
 
 TOLERANCE = 1e-4  # of logits and relative to the largest gradient, in fp32
 
@@ -34,8 +34,7 @@ def _attention(setup: Setup) -> Iterator[Check]:
     inputs, grad = attention_inputs(150, setup)  # more than a tile of queries
     names = ("output", "gradient of q, k, v", "gradient of r", "gradient of u", "gradient of v")
     for name, one, other in zip(names, attend(RELATIVE, inputs, grad), attend(EINSUM, inputs, grad), strict=True):
-        found = difference(one, other) / other.abs().max().item()
-        yield Check(f"relative attention: {name} equals einsum", found, TOLERANCE)
+        yield Check(f"relative attention: {name} equals einsum", relative(one, other), TOLERANCE)
 
 
 def _pooling(setup: Setup) -> Iterator[Check]:
@@ -52,15 +51,14 @@ def _packed(encoding: str, setup: Setup) -> Iterator[Check]:
         *(_trained(f"{what}-{encoding}", tokens, setup) for what in ("padded", "packed")), strict=True
     )
     yield Check(f"packed-{encoding}: logits equal padded", difference(*logits), TOLERANCE)
-    found = difference(*gradients) / gradients[0].abs().max().item()
-    yield Check(f"packed-{encoding}: gradient equals padded", found, TOLERANCE)
+    yield Check(f"packed-{encoding}: gradient equals padded", relative(gradients[1], gradients[0]), TOLERANCE)
 
 
 def _trained(kind: str, tokens: Tensor, setup: Setup) -> tuple[Tensor, Tensor]:
     """Logits, and the gradient of the embedding and of a shortened layer."""
     model = build(kind, tokens.size(1), setup).train()
     logits = model(tokens)[0]
-    cross_entropy(logits.view(-1, logits.size(-1)), tokens.roll(-1, 1).flatten()).backward()
+    token_loss(logits, tokens.roll(-1, 1)).backward()
     weights = (model.decoder.embed_tokens.weight, model.decoder.short.layers[0].fc1.weight)
     return logits.detach(), torch.cat([weight.grad.flatten() for weight in weights])
 
@@ -68,9 +66,8 @@ def _trained(kind: str, tokens: Tensor, setup: Setup) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _cached(kind: str, setup: Setup) -> Check:
     decoder, tokens = ready(kind, 70, setup).decoder, text(70, setup)
-    state: dict[str, Any] = {}
-    found = [decoder(tokens[:, :end], incremental_state=state)[0] for end in range(1, tokens.size(1) + 1)]
-    return Check(f"{kind}: with caches equals without", difference(torch.cat(found, 1), decoder(tokens)[0]), TOLERANCE)
+    found = torch.cat([*token_by_token(decoder, tokens)], 1)
+    return Check(f"{kind}: with caches equals without", difference(found, decoder(tokens)[0]), TOLERANCE)
 
 
 @torch.no_grad()

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from bench_parts.dynamic_pooling.generation import RECOMPUTE, decode, firing_share, generate, prefixes, recompute
+from bench_parts.dynamic_pooling.generation import decode, firing_share, generate, recompute
 from bench_parts.dynamic_pooling.models import (
     TRANSFORMER_LM,
     Setup,
+    build,
     decoding_gflop,
     train_step,
     train_step_by_parts,
     training_gflop,
-    training_weights_mb,
 )
 from bench_parts.dynamic_pooling.ops import (
     EINSUM,
@@ -25,7 +25,7 @@ from bench_parts.dynamic_pooling.ops import (
     pooling_forward,
 )
 from fairseq_efficient.bench.memory import Peak
-from fairseq_efficient.bench.rows import make_row
+from fairseq_efficient.bench.rows import NOT_DRAWN
 from fairseq_efficient.bench.session import Job, Session
 from fairseq_efficient.bench.timing import Pair, Sample
 
@@ -56,12 +56,13 @@ CEILINGS = {
     "pooling/2048/upsample/vs_index_select": 1.5,
 }
 ROWS = ("train_step", "batch", "ragged", "encodings", "attention", "pooling", "decode", "generate")
-NOT_DRAWN = ("", "")
 
 
 @dataclass
 class Bench(Session):
     """The dynamic pooling rows; sizes are tokens of a window."""
+
+    goals, ceilings = GOALS, CEILINGS
 
     setup: Setup
     factors: tuple[int, ...] = (2, 3, 4)  # --fixed-sf
@@ -89,7 +90,7 @@ class Bench(Session):
                     jobs = (f"{what}-{encoding}", n), (f"vanilla-{encoding}", n)
                     lines = (f"hourglass SF {what[2:]} {encoding}", f"vanilla {encoding}")
                     self._compare(f"{what}-{encoding}", "vanilla", jobs, samples, peaks, lines=lines)
-                    self._memory(f"{what}-{encoding}", jobs, samples, peaks)
+                    self._peaks(f"{what}-{encoding}", jobs, samples, peaks)
 
     def _batch(self) -> None:
         """The longest segments in a batch as in training: weights are a small part of its memory."""
@@ -99,7 +100,7 @@ class Bench(Session):
             samples, peaks = self._turns("train_step", train_step, [*jobs], setup=setup)
             name = f"batch{setup.batch}-{most}-{encoding}"
             self._compare(name, "vanilla", jobs, samples, peaks, setup, f"batch {setup.batch}")
-            self._memory(name, jobs, samples, peaks)
+            self._peaks(name, jobs, samples, peaks)
 
     def _ragged(self) -> None:
         """Segments that end at spaces: rows have different numbers of them."""
@@ -145,24 +146,13 @@ class Bench(Session):
         setup = setup or self.setup
         n = jobs[0][1]
         name = f"train_step/{n}/{variant}/vs_{against}"
-        more: dict[str, Any] = {"goal": GOALS.get(name), "note": note, "lines": lines}
-        self._versus(name, jobs, samples, peaks, training_gflop, setup.batch * n, setup, **more)
+        self._versus(name, jobs, samples, peaks, training_gflop, setup.batch * n, setup, note=note, lines=lines)
 
-    def _memory(
+    def _peaks(
         self, variant: str, jobs: tuple[Job, Job], samples: Mapping[Job, list[Sample]], peaks: Mapping[Job, Peak]
     ) -> None:
-        """Add one row: our peak in percent of the baseline's."""
-        found = [mb for job in jobs if job in peaks and (mb := peaks[job].mb) is not None]
-        if len(found) < 2:
-            return
-        name = f"memory/{jobs[0][1]}/{variant}/vs_vanilla"
-        pair = Pair.of(samples[jobs[0]], samples[jobs[1]])
-        more = {"ours_mb": found[0], "baseline_mb": found[1], "note": "peak of a training step, weights included"}
-        self._add(self._ceiling(name, pair, 100 * found[0] / found[1], "%", **more))
-        held = [training_weights_mb(*job, self.setup) for job in jobs]
-        work = [mb - weights for mb, weights in zip(found, held, strict=True)]
-        more = {"ours_mb": work[0], "baseline_mb": work[1], "note": "the same without weights and their gradients"}
-        self._add(self._ceiling(f"{name}_activations", pair, 100 * work[0] / work[1], "%", **more))
+        name, note = f"memory/{jobs[0][1]}/{variant}/vs_vanilla", "peak of a training step, weights included"
+        self._memory(name, jobs, samples, peaks, note, build)
 
     # --- operators ---------------------------------------------------------------------------------------------------
 
@@ -171,8 +161,8 @@ class Bench(Session):
         jobs = [(RELATIVE, n), (EINSUM, n)]
         samples, peaks = self._turns("attention", attention, jobs)
         name = f"attention/{n}/{RELATIVE}/vs_{EINSUM}"
-        more: dict[str, Any] = {"goal": GOALS.get(name), "note": "forward and backward", "lines": NOT_DRAWN}
-        self._versus(name, jobs, samples, peaks, attention_gflop, **more)
+        note = "forward and backward"
+        self._versus(name, jobs, samples, peaks, attention_gflop, note=note, lines=NOT_DRAWN)
 
     def _pooling(self) -> None:
         """Pooling and upsampling: their share of a training step, and each against its bare kernel."""
@@ -183,21 +173,17 @@ class Bench(Session):
             share = 100 * median(sample.of("pooling") / sample.seconds for sample in runs)
             name = f"pooling/{n}/{most}-{encoding}/vs_train_step"
             note = "pooling and upsampling, forward and backward"
-            self._add(self._ceiling(name, Pair.of(runs, runs, "pooling"), share, "%", note=note))
+            self._ceiling(name, Pair.of(runs, runs, "pooling"), share, unit="%", note=note)
         for ours, bare in (("pool", "embedding_bag"), ("upsample", "index_select")):
             self._operator(pooling_forward, ours, bare, ours, "forward")
             self._operator(pooling_both, ours, bare, f"{ours}-training", "forward and backward")
         self._operator(pooling_forward, "layout", "embedding_bag", "layout", "once a batch, for pooling and upsampling")
 
     def _operator(self, work: Callable[..., Any], ours: str, bare: str, name: str, note: str) -> None:
-        n = self.size
-        samples, _ = self._turns("pooling", work, [(ours, n), (bare, n)], memory=False, more=4)
-        one = {job: [Sample(s.seconds / REPEATS) for s in found] for job, found in samples.items()}
-        pair = Pair.of(one[ours, n], one[bare, n])
-        self._add(self._ceiling(f"pooling/{n}/{name}/vs_{bare}", pair, 1 / pair.ratio, "x", note=note))
-
-    def _ceiling(self, name: str, pair: Pair, value: float, unit: str, **more: Any) -> Any:
-        return make_row(name, pair, value=value, unit=unit, goal=CEILINGS.get(name), at_most=True, **more)
+        jobs = [(ours, self.size), (bare, self.size)]
+        samples, _ = self._turns("pooling", work, jobs, memory=False, more=4)
+        name = f"pooling/{self.size}/{name}/vs_{bare}"
+        self._versus(name, jobs, samples, {}, steps=REPEATS, at_most=True, note=note)
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
@@ -212,13 +198,11 @@ class Bench(Session):
                 samples, _ = self._turns("decode", decode, jobs, memory=False, setup=setup)
                 for what, called in whats.items():
                     share = firing_share(f"{what}-{encoding}", n, setup)
-                    self._decoding(
-                        f"decode/{n}/batch{batch}-{called}-{encoding}/vs_vanilla",
-                        ((f"{what}-{encoding}", n), (f"vanilla-{encoding}", n)),
-                        samples,
-                        setup,
-                        f"shortened layers run in {share:.0f} % of the steps",
-                    )
+                    name = f"decode/{n}/batch{batch}-{called}-{encoding}/vs_vanilla"
+                    jobs = [(f"{what}-{encoding}", n), (f"vanilla-{encoding}", n)]
+                    note = f"one step; shortened layers run in {share:.0f} % of the steps"
+                    more: dict[str, Any] = {"steps": n, "note": note, "lines": NOT_DRAWN}
+                    self._versus(name, jobs, samples, {}, decoding_gflop, batch, setup, **more)
 
     def _generate(self) -> None:
         """Cached decoding against recomputing, and hourglass against twelve layers in fairseq's generator."""
@@ -226,34 +210,11 @@ class Bench(Session):
         setup = replace(self.setup, batch=batch)
         for encoding in self.encodings:
             kind = f"{most}-{encoding}"
-            cached, _ = self._turns("decode", decode, [(kind, n)], memory=False, setup=setup)
-            again, _ = self._turns(RECOMPUTE, recompute, [(kind, n)], memory=False, setup=setup)
-            taken = "every prefix" if setup.full else f"from {len(prefixes(n, setup))} prefixes"
-            name = f"generate/{n}/batch{batch}-{kind}/vs_{RECOMPUTE}"
-            pair = Pair.of(cached[kind, n], again[kind, n], "", "total")
-            note = f"{n / pair.ours_s:.0f} steps/s; recomputed: {taken}"
-            self._add(make_row(name, pair, goal=GOALS.get(name), note=note, lines=NOT_DRAWN))
+            name = f"generate/{n}/batch{batch}-{kind}/vs_recompute"
+            self._cached(name, (kind, n), (decode, recompute), setup, n, "steps")
         for encoding in self.encodings:
             jobs = [(f"{what}-{encoding}", n) for what in (most, "vanilla")]
             samples, _ = self._turns("generate", generate, jobs, memory=False, setup=setup)
             name = f"generate/{n}/batch{batch}-greedy-{most}-{encoding}/vs_vanilla"
             note = f"PrefilledGenerator, prompts of {n // 2}"
-            self._add(make_row(name, Pair.of(samples[jobs[0]], samples[jobs[1]]), note=note, lines=NOT_DRAWN))
-
-    def _decoding(
-        self, name: str, jobs: tuple[Job, Job], samples: Mapping[Job, list[Sample]], setup: Setup, note: str
-    ) -> None:
-        """Add one row of decoding, in seconds of a step."""
-        ours, baseline = ([Sample(s.seconds / job[1]) for s in samples[job]] for job in jobs)
-        gflop = [decoding_gflop(*job, setup) / job[1] for job in jobs]
-        row = make_row(
-            name,
-            Pair.of(ours, baseline),
-            goal=GOALS.get(name),
-            ours_gflop=gflop[0],
-            baseline_gflop=gflop[1],
-            note=f"one step; {note}",
-            lines=NOT_DRAWN,
-        )
-        row.ours_tokens_per_s, row.baseline_tokens_per_s = (setup.batch / s for s in (row.ours_s, row.baseline_s))
-        self._add(row)
+            self._versus(name, jobs, samples, {}, note=note, lines=NOT_DRAWN)

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from fairseq.data import Dictionary
 from torch import Tensor
 
 import par_search  # noqa: F401  (registers)
 from fairseq_efficient.bench import decoding
 from fairseq_efficient.bench.session import Where
+from fairseq_efficient.bench.work import dictionary, training_step
 from par_search.config import ParLMConfig, SupernetConfig
 from par_search.costs import Shape
 from par_search.decoder import DecoderOptions, ParDecoder
@@ -52,14 +52,6 @@ def layout_of(kind: str, blocks: int) -> str:
     return rule_layout(name, blocks) if name in ("interleaved", "par") else name
 
 
-@lru_cache(maxsize=2)
-def dictionary(types: int) -> Dictionary:
-    words = Dictionary()
-    for number in range(types - len(words)):
-        words.add_symbol(f"w{number}")
-    return words
-
-
 def flags(kind: str, n: int, setup: Setup) -> dict[str, Any]:
     """The configuration of a net that reads blocks of n tokens."""
     adaptive = {}
@@ -81,7 +73,7 @@ def flags(kind: str, n: int, setup: Setup) -> dict[str, Any]:
         "init_std": setup.init_std,
         "tokens_per_sample": n,
         "cache_memory": "keys" if kind.endswith(KEYS) else "hidden",
-        "cpu_bf16": setup.dtype == "bf16" and setup.device == "cpu",
+        "cpu_bf16": setup.cpu_bf16,
         **adaptive,
     }
 
@@ -94,17 +86,12 @@ def shape(kind: str, n: int, setup: Setup) -> Shape:
     return Shape.of(options(kind, n, setup).block, n, setup.memory, setup.batch)
 
 
-def _placed(module: Any, setup: Setup) -> Any:
-    module = module.to(setup.place)
-    return module.bfloat16() if setup.dtype == "bf16" and setup.device != "cpu" else module
-
-
 @lru_cache(maxsize=1)
 def _ends(types: int, cutoffs: str, factor: float, dim: int, device: str, dtype: str) -> ParDecoder:
     """A net without blocks, whose embedding and softmax all others use: they are most of the memory."""
     setup = Setup(dim=dim, heads=1, types=types, cutoffs=cutoffs, factor=factor, device=device, dtype=dtype)
     torch.manual_seed(1)
-    return _placed(ParDecoder(dictionary(types), options("none", 1, setup), ""), setup)
+    return setup.placed(ParDecoder(dictionary(types), options("none", 1, setup), ""))
 
 
 def build(kind: str, n: int, setup: Setup) -> ParDecoder:
@@ -112,14 +99,14 @@ def build(kind: str, n: int, setup: Setup) -> ParDecoder:
     ends = _ends(setup.types, setup.cutoffs, setup.factor, setup.dim, setup.device, setup.dtype)
     torch.manual_seed(1)
     net = ParDecoder(dictionary(setup.types), options(kind, n, setup), layout_of(kind, setup.blocks), ends=ends)
-    return _placed(net, setup)
+    return setup.placed(net)
 
 
 def build_supernet(n: int, setup: Setup) -> SupernetLanguageModel:
     torch.manual_seed(1)
     cfg = SupernetConfig(**{**flags("supernet", n, setup), "decoder_blocks": setup.blocks, "max_update": 1000})
     task = SimpleNamespace(source_dictionary=dictionary(setup.types))
-    return _placed(SupernetLanguageModel.build_model(cfg, task), setup)
+    return setup.placed(SupernetLanguageModel.build_model(cfg, task))
 
 
 def text(n: int, setup: Setup, seed: int = 2) -> Tensor:
@@ -144,13 +131,7 @@ def train_step(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
     decoder.train()
     stream = text(n, setup)
     past = [torch.randn_like(one) for one in _memory(decoder, setup)]
-
-    def run() -> None:
-        decoder.zero_grad(set_to_none=True)
-        output, _ = decoder(stream[:, :-1], memory=past)
-        decoder.nll(output, stream[:, 1:]).backward()
-
-    return run
+    return training_step(decoder, lambda: decoder.nll(decoder(stream[:, :-1], memory=past)[0], stream[:, 1:]))
 
 
 def _memory(decoder: Any, setup: Setup) -> list[Tensor]:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from bench_parts.par_search.models import Setup, dictionary, options
+from bench_parts.einsums import einsum_attention
+from bench_parts.par_search.models import Setup, options
+from fairseq_efficient.bench.work import dictionary
 from fairseq_efficient.modules.adaptive_softmax import ExactAdaptiveSoftmax
 from fairseq_efficient.modules.relative_self_attention import sinusoids
 from fairseq_efficient.ops.optimal_cutoffs import LOGIT, optimal_cutoffs, partition_cost
@@ -21,8 +23,8 @@ OPTIMAL, MATMUL, RULE, FULL = "optimal", "matmul", "rule", "full"
 CLUSTERS, PAD, SPECIAL = 4, 1, 4
 
 
-class AdditiveBlock(AttentionBlock):
-    """The same block with SDPA under an additive causal mask: no positions."""
+class _WholeBlock(AttentionBlock):
+    """The same block, its attention over all keys at once."""
 
     def forward(self, x: Tensor, memory: Tensor | None, reach: Reach) -> tuple[Tensor, Tensor]:
         assert memory is not None
@@ -31,38 +33,28 @@ class AdditiveBlock(AttentionBlock):
             q, k, v = self.self_attn.split(y)
             old = self.self_attn.split_memory(memory)
             k, v = torch.cat([old[0], k], 2), torch.cat([old[1], v], 2)
-            mask = torch.full((q.size(2), k.size(2)), float("-inf"), dtype=q.dtype, device=q.device)
-            mask = mask.triu_(1 + k.size(2) - q.size(2))
-            return self.self_attn.merge(scaled_dot_product_attention(q, k, v, attn_mask=mask))
+            return self.self_attn.merge(self._attention(q, k, v, reach))
 
         return self._around(x, attend), x
 
-
-class EinsumBlock(AttentionBlock):
-    """The same block as it is usually written: einsums, the scores of positions shifted, whole matrices."""
-
-    def forward(self, x: Tensor, memory: Tensor | None, reach: Reach) -> tuple[Tensor, Tensor]:
-        assert memory is not None
-
-        def attend(y: Tensor) -> Tensor:
-            q, k, v = self.self_attn.split(y)
-            old = self.self_attn.split_memory(memory)
-            k, v = torch.cat([old[0], k], 2), torch.cat([old[1], v], 2)
-            r = self.self_attn.project_positions(reach.positions[: k.size(2)])
-            content = torch.einsum("bhid,bhjd->bhij", q + self.content_bias.unsqueeze(1), k)
-            position = torch.einsum("bhid,hxd->bhix", q + self.position_bias.unsqueeze(1), r.flip(1))
-            scores = (content + _shifted(position)) * q.size(-1) ** -0.5
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1 + k.size(2) - q.size(2))
-            probs = scores.masked_fill(later, float("-inf")).softmax(-1)
-            return self.self_attn.merge(torch.einsum("bhij,bhjd->bhid", probs, v))
-
-        return self._around(x, attend), x
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, reach: Reach) -> Tensor:
+        raise NotImplementedError
 
 
-def _shifted(scores: Tensor) -> Tensor:
-    """(B, H, T, K) by descending distance -> by key (those of later keys mean nothing)."""
-    batch, heads, queries, keys = scores.shape
-    return pad(scores, (1, 0)).view(batch, heads, keys + 1, queries)[:, :, 1:].reshape(batch, heads, queries, keys)
+class AdditiveBlock(_WholeBlock):
+    """SDPA under an additive causal mask: no positions."""
+
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, reach: Reach) -> Tensor:
+        mask = torch.full((q.size(2), k.size(2)), float("-inf"), dtype=q.dtype, device=q.device)
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask.triu_(1 + k.size(2) - q.size(2)))
+
+
+class EinsumBlock(_WholeBlock):
+    """As it is usually written."""
+
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, reach: Reach) -> Tensor:
+        r = self.self_attn.project_positions(reach.positions[: k.size(2)])
+        return einsum_attention(q, k, v, r, self.content_bias, self.position_bias)
 
 
 BLOCKS: dict[str, type[AttentionBlock]] = {RELATIVE: AttentionBlock, ADDITIVE: AdditiveBlock, EINSUM: EinsumBlock}
@@ -111,7 +103,7 @@ def attention_training(kind: str, n: int, setup: Setup) -> Callable[[], Any]:
     return run
 
 
-def attention_gflop(kind: str, n: int, setup: Setup, training: bool) -> float:
+def attention_gflop(training: bool, kind: str, n: int, setup: Setup) -> float:
     """Analytic 10**9 FLOPs of a layer."""
     keys, d, t = n + setup.memory, setup.dim, n
     linear = 2 * d * d * setup.batch * (2 * t + 2 * keys)

@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench_parts.par_search.models import KEYS, Setup, build, build_supernet, layout_of, text
 from bench_parts.par_search.ops import (
@@ -19,7 +17,8 @@ from bench_parts.par_search.ops import (
     block,
     cutoffs,
 )
-from fairseq_efficient.bench.parity import Check, difference
+from fairseq_efficient.bench.decoding import block_by_block, token_by_token
+from fairseq_efficient.bench.parity import Check, difference, relative
 from fairseq_efficient.modules.adaptive_softmax import ExactAdaptiveSoftmax
 from par_search.supernet import inherited
 
@@ -43,7 +42,7 @@ def _attention(setup: Setup) -> Iterator[Check]:
     yield Check("attention block: output equals einsums", found, TOLERANCE)
     names = ("x", *(name for name, _ in block(RELATIVE, n, setup)[0].named_parameters()))
     grads = zip(names, *(attention_training(kind, n, setup)() for kind in (RELATIVE, EINSUM)), strict=True)
-    worst = max(difference(one, other) / max(other.abs().max().item(), 1e-3) for _, one, other in grads)
+    worst = max(relative(one, other, least=1e-3) for _, one, other in grads)
     yield Check("attention block: gradients equal those of einsums", worst, TOLERANCE)
     outputs = []
     for kind in (RELATIVE, ADDITIVE):
@@ -56,24 +55,16 @@ def _attention(setup: Setup) -> Iterator[Check]:
     yield Check("attention block: without positions it is SDPA under the mask", difference(*outputs), TOLERANCE)
 
 
-def _blockwise(net: Any, stream: Tensor, tokens: int) -> Tensor:
-    parts, memory = [], None
-    for piece in stream.split(tokens, 1):
-        out, extra = net(piece, memory=memory)
-        memory = extra["memory"]
-        parts.append(out)
-    return torch.cat(parts, 1)
-
-
 def _memory(setup: Setup) -> Iterator[Check]:
     stream = text(60, setup)
+    blockwise = lambda net: torch.cat([out for out, _ in block_by_block(net, stream, 20)], 1)  # noqa: E731
     for kind in ("interleaved", "par"):
         nets = [build(kind + cache, 20, setup).eval() for cache in ("", KEYS)]
         nets[1].load_state_dict(nets[0].state_dict())
-        outputs = [_blockwise(net, stream, 20) for net in nets]
+        outputs = [blockwise(net) for net in nets]
         yield Check(f"{kind}: cached keys equal hidden states projected anew", difference(*outputs), TOLERANCE)
         nets[0].prepare_positions(70)
-        found = difference(_blockwise(nets[0], stream, 20), outputs[0])
+        found = difference(blockwise(nets[0]), outputs[0])
         yield Check(f"{kind}: prepared positions equal those projected anew", found, TOLERANCE)
 
 
@@ -93,9 +84,7 @@ def _decoding(setup: Setup) -> Iterator[Check]:
     stream = text(70, setup)
     for kind in ("interleaved", "par"):
         net = build(kind, 20, setup).eval()
-        state: dict[str, Any] = {}
-        ends = range(1, stream.size(1) + 1)
-        found = torch.cat([net(stream[:, :end], incremental_state=state)[0] for end in ends], 1)
+        found = torch.cat([*token_by_token(net, stream)], 1)
         yield Check(f"{kind}: with caches equals without", difference(found, net(stream)[0]), TOLERANCE)
 
 

@@ -1,7 +1,8 @@
 """What the PAR benchmark measures, row by row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -21,11 +22,9 @@ from bench_parts.par_search.ops import (
     softmax_gflop,
     softmax_step,
 )
-from fairseq_efficient.bench.decoding import prefixes
-from fairseq_efficient.bench.memory import Peak
-from fairseq_efficient.bench.rows import make_row
-from fairseq_efficient.bench.session import Job, Session
-from fairseq_efficient.bench.timing import Pair, Sample
+from fairseq_efficient.bench.rows import NOT_DRAWN
+from fairseq_efficient.bench.session import Session
+from fairseq_efficient.bench.timing import Pair
 from par_search.costs import flop_costs
 from par_search.layout import counts
 
@@ -56,12 +55,13 @@ CEILINGS = {
     },
     "train_step/192/mem192-batch4-supernet/vs_branches": 1.15,
 }
-NOT_DRAWN = ("", "")
 
 
 @dataclass
 class Bench(Session):
     """The PAR rows; sizes are tokens of a step, or types of a vocabulary."""
+
+    goals, ceilings = GOALS, CEILINGS
 
     setup: Setup
     shapes: Sequence[tuple[int, int]] = SHAPES
@@ -89,30 +89,9 @@ class Bench(Session):
                     samples, peaks = self._turns("attention", work, jobs, more=3, setup=setup)
                     for baseline in (ADDITIVE, EINSUM):
                         name = f"attention/{tokens}/mem{memory}-batch{batch}-{how}/vs_{baseline}"
-                        gflop = [attention_gflop(kind, tokens, setup, training) for kind in (RELATIVE, baseline)]
-                        self._pair(name, (RELATIVE, tokens), (baseline, tokens), samples, peaks, gflop, baseline)
-
-    def _pair(
-        self,
-        name: str,
-        ours: Job,
-        baseline: Job,
-        samples: Mapping[Job, list[Sample]],
-        peaks: Mapping[Job, Peak],
-        gflop: Sequence[float],
-        against: str,
-    ) -> None:
-        if not (ours in samples and baseline in samples):
-            return
-        pair = Pair.of(samples[ours], samples[baseline])
-        more: dict[str, Any] = {"ours_gflop": gflop[0], "baseline_gflop": gflop[1], "lines": NOT_DRAWN}
-        more.update(
-            {f"{who}_mb": peaks[job].mb for who, job in (("ours", ours), ("baseline", baseline)) if job in peaks}
-        )
-        if against == ADDITIVE:
-            self._add(make_row(name, pair, value=1 / pair.ratio, goal=CEILINGS.get(name), at_most=True, **more))
-        else:
-            self._add(make_row(name, pair, goal=GOALS.get(name), **more))
+                        pair, gflop = ((RELATIVE, tokens), (baseline, tokens)), partial(attention_gflop, training)
+                        more: dict[str, Any] = {"at_most": baseline == ADDITIVE, "lines": NOT_DRAWN}
+                        self._versus(name, pair, samples, peaks, gflop, setup=setup, **more)
 
     # --- whole nets in evaluation ------------------------------------------------------------------------------------
 
@@ -134,7 +113,7 @@ class Bench(Session):
         have = counts(layout_of("par", setup.blocks))["a"]
         name = f"eval_latency/{tokens}/{where}-par{cache}/vs_interleaved{cache}"
         note = f"{setup.blocks} blocks, {have} of them attention; {setup.types:,} types"
-        more: dict[str, Any] = {"goal": GOALS.get(name), "note": note, "lines": NOT_DRAWN}
+        more: dict[str, Any] = {"note": note, "lines": NOT_DRAWN}
         self._versus(name, jobs, samples, peaks, self._gflop, setup.batch * tokens, setup, **more)
 
     def _gflop(self, kind: str, tokens: int, setup: Setup) -> float:
@@ -162,7 +141,7 @@ class Bench(Session):
                 name = f"eval_latency/{tokens}/mem{memory}-batch1-{kind}/vs_predicted"
                 note = f"attention {1000 * each[0]:.2f} ms, feed-forward {1000 * each[1]:.2f}, rest {1000 * rest:.2f}"
                 value = 100 * abs(pair.ratio - 1)
-                self._add(self._ceiling(name, pair, value, "%", note=note))
+                self._ceiling(name, pair, value, unit="%", note=note, lines=NOT_DRAWN)
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -181,7 +160,7 @@ class Bench(Session):
         pair = Pair([s.seconds for s in samples[jobs[0]]], branches)
         name = f"train_step/{tokens}/mem{memory}-batch{setup.batch}-supernet/vs_branches"
         note = f"{self.chain} blocks; embedding and softmax once"
-        self._add(self._ceiling(name, pair, 1 / pair.ratio, "x", note=note))
+        self._ceiling(name, pair, note=note, lines=NOT_DRAWN)
 
     def _softmax(self) -> None:
         """Loss and gradients of an adaptive softmax with optimal cutoffs, against all types, and other cutoffs."""
@@ -194,9 +173,8 @@ class Bench(Session):
                 kinds = (OPTIMAL,) if baseline == FULL else (OPTIMAL, baseline)
                 told = "; ".join(",".join(map(str, cutoffs(kind, types, setup))) for kind in kinds)
                 note = f"{self.states} states; cutoffs {told}"
-                more: dict[str, Any] = {"goal": GOALS.get(name), "note": note, "lines": ("optimal", baseline)}
-                pair = jobs[0], (baseline, types)
-                self._versus(name, pair, samples, peaks, softmax_gflop, setup=setup, **more)
+                pair, lines = (jobs[0], (baseline, types)), ("optimal", baseline)
+                self._versus(name, pair, samples, peaks, softmax_gflop, setup=setup, note=note, lines=lines)
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
@@ -207,24 +185,16 @@ class Bench(Session):
             setup = self._decoding(batch)
             jobs = [(kind, n) for kind in ("par", "interleaved")]
             samples, _ = self._turns("decode", decode, jobs, memory=False, setup=setup)
-            ours, baseline = ([Sample(s.seconds / n) for s in samples[job]] for job in jobs)
             name = f"decode/{n}/batch{batch}-par/vs_interleaved"
-            row = make_row(name, Pair.of(ours, baseline), goal=GOALS.get(name), note="one step", lines=NOT_DRAWN)
-            row.ours_tokens_per_s, row.baseline_tokens_per_s = (batch / s for s in (row.ours_s, row.baseline_s))
-            self._add(row)
+            self._versus(name, jobs, samples, {}, tokens=batch, steps=n, note="one step", lines=NOT_DRAWN)
 
     def _generate(self) -> None:
         """Cached decoding against recomputing each prefix."""
         n, batch = self.decode_size, max(self.decode_batches)
         setup = self._decoding(batch)
         for kind in ("par", "interleaved"):
-            cached, _ = self._turns("decode", decode, [(kind, n)], memory=False, setup=setup)
-            again, _ = self._turns("recompute", recompute, [(kind, n)], memory=False, setup=setup)
-            taken = "every prefix" if setup.full else f"from {len(prefixes(n))} prefixes"
             name = f"generate/{n}/batch{batch}-{kind}/vs_recompute"
-            pair = Pair.of(cached[kind, n], again[kind, n], "", "total")
-            note = f"{batch * n / pair.ours_s:.0f} tokens/s; recomputed: {taken}"
-            self._add(make_row(name, pair, goal=GOALS.get(name), note=note, lines=NOT_DRAWN))
+            self._cached(name, (kind, n), (decode, recompute), setup, batch * n, "tokens")
 
     def _decoding(self, batch: int) -> Setup:
         """Memory holds all that is decoded, so that both ways give the same."""
@@ -233,7 +203,3 @@ class Bench(Session):
     def _small(self, **more: Any) -> Setup:
         small = SMALL if self.setup.types > SMALL["types"] else {}  # type: ignore[operator]
         return replace(self.setup, **{**small, **more})
-
-    def _ceiling(self, name: str, pair: Pair, value: float, unit: str, **more: Any) -> Any:
-        more.setdefault("lines", NOT_DRAWN)
-        return make_row(name, pair, value=value, unit=unit, goal=CEILINGS.get(name), at_most=True, **more)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from bench_parts.deep_pyramidion import models as pyramid
 from bench_parts.dynamic_pooling import models as hourglass
@@ -20,6 +19,7 @@ from bench_parts.skimming import models as skim
 from fairseq_efficient import huggingface_names as names
 from fairseq_efficient.bench.parity import Check, difference
 from fairseq_efficient.bench.session import Where
+from fairseq_efficient.bench.work import token_loss, training_step
 from fairseq_efficient.errors import UserError
 
 ROBERTA, LED, GPT2 = "roberta", "led", "gpt2"
@@ -50,11 +50,6 @@ def library() -> Any:
     return found
 
 
-def _placed(model: Any, setup: Any) -> Any:
-    model = model.to(setup.place)
-    return model.bfloat16() if setup.dtype == "bf16" and setup.device != "cpu" else model
-
-
 # --- classification: a RoBERTa with our weights -----------------------------------------------------------------------
 
 
@@ -74,7 +69,7 @@ def roberta(n: int, setup: skim.Setup) -> Any:
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or any("position_ids" not in name for name in missing):
         raise RuntimeError(f"transformers names its weights in another way now: {[*missing, *unexpected][:3]}")
-    return _placed(model, setup).eval()
+    return setup.placed(model).eval()
 
 
 def classify(kind: str, n: int, setup: skim.Setup) -> Callable[[], Tensor]:
@@ -105,7 +100,7 @@ def led(n: int, setup: pyramid.Setup) -> Any:
         max_decoder_position_embeddings=setup.target + setup.tokens + 2, dropout=0.1, attention_dropout=0.0,
         pad_token_id=1, bos_token_id=BOS, eos_token_id=EOS, decoder_start_token_id=EOS,
     )  # fmt: skip
-    return _placed(found.LEDForConditionalGeneration(config), setup)
+    return setup.placed(found.LEDForConditionalGeneration(config))
 
 
 def _document(n: int, setup: pyramid.Setup) -> dict[str, Tensor]:
@@ -130,13 +125,9 @@ def train_step(kind: str, n: int, setup: pyramid.Setup) -> Callable[[], Any]:
         return pyramid.train_step(kind, n, setup)
     model, source = led(n, setup).train(), _document(n, setup)
     target = pyramid.documents(setup.target, setup, seed=3)
-
-    def run() -> None:
-        model.zero_grad(set_to_none=True)
-        logits = model(**source, decoder_input_ids=target, use_cache=False).logits
-        cross_entropy(logits.float().view(-1, logits.size(-1)), target.view(-1)).backward()
-
-    return run
+    return training_step(
+        model, lambda: token_loss(model(**source, decoder_input_ids=target, use_cache=False).logits, target)
+    )
 
 
 def generate(kind: str, n: int, setup: pyramid.Setup) -> Callable[[], Any]:
@@ -164,7 +155,7 @@ def gpt2(n: int, setup: hourglass.Setup) -> Any:
         n_inner=setup.ffn, activation_function="gelu", resid_pdrop=setup.dropout, embd_pdrop=setup.dropout,
         attn_pdrop=setup.dropout, bos_token_id=EOS, eos_token_id=EOS, attn_implementation="sdpa",
     )  # fmt: skip
-    return _placed(found.GPT2LMHeadModel(config), setup)
+    return setup.placed(found.GPT2LMHeadModel(config))
 
 
 def language_model_step(kind: str, n: int, setup: hourglass.Setup) -> Callable[[], Any]:
@@ -173,13 +164,7 @@ def language_model_step(kind: str, n: int, setup: hourglass.Setup) -> Callable[[
         return hourglass.train_step(kind, n, setup)
     model, tokens = gpt2(n, setup).train(), hourglass.text(n, setup)
     target = tokens.roll(-1, 1)
-
-    def run() -> None:
-        model.zero_grad(set_to_none=True)
-        logits = model(tokens, use_cache=False).logits
-        cross_entropy(logits.float().view(-1, logits.size(-1)), target.reshape(-1)).backward()
-
-    return run
+    return training_step(model, lambda: token_loss(model(tokens, use_cache=False).logits, target))
 
 
 def decode(kind: str, n: int, setup: hourglass.Setup) -> Callable[[], Any]:

@@ -16,13 +16,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from fairseq.data import Dictionary
 from fairseq.models.roberta.model import RobertaModel, base_architecture
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import skimming  # noqa: F401  (registers)
 from fairseq_efficient.bench.session import Where
+from fairseq_efficient.bench.work import dictionary
 from skimming import encoder as encoder_module
 from skimming import packed as packed_module
 from skimming.config import SkimRobertaConfig
@@ -55,13 +55,6 @@ class Setup(Where):
         return self.batch or max(4096 // n, 1)
 
 
-def dictionary(types: int) -> Dictionary:
-    words = Dictionary()
-    for number in range(types - len(words)):
-        words.add_symbol(f"w{number}")
-    return words
-
-
 def base(kind: str) -> str:
     """The model behind a kind: several kinds share one."""
     if kind in ("stock", "packed", "predictor-full"):
@@ -88,25 +81,20 @@ def build(kind: str, n: int, setup: Setup) -> Any:
     stock = RobertaModel.build_model(args, task)
     stock.register_classification_head(HEAD, num_classes=CLASSES)
     if kind == "stock":
-        return _placed(stock, setup)
+        return setup.placed(stock).eval()
     cfg = SkimRobertaConfig(
         **sizes,
         skim_layers="none" if kind == "packed" else "all",
         skim_predictor_dim=0 if kind == "predictor-full" else 64,
         skim_inference="masked" if kind == "masked" else "auto",
         skim_backend=setup.backend,
-        cpu_bf16=setup.dtype == "bf16" and setup.device == "cpu",
+        cpu_bf16=setup.cpu_bf16,
     )
     ours = SkimRobertaModel.build_model(cfg, task)
     ours.register_classification_head(HEAD, num_classes=CLASSES)
     ours.load_state_dict(stock.state_dict())
     ours.train().eval()  # its predictors count as trained
-    return _placed(ours, setup)
-
-
-def _placed(model: Any, setup: Setup) -> Any:
-    model = model.to(setup.place).eval()
-    return model.bfloat16() if setup.dtype == "bf16" and setup.device != "cpu" else model
+    return setup.placed(ours).eval()
 
 
 def batch(n: int, setup: Setup, seed: int = 2) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench_parts.skimming.models import PAD, Setup, batch, forward, forward_gflop, kept, skimmed_forward, train_step
 from fairseq_efficient.bench.memory import Peak
-from fairseq_efficient.bench.rows import make_row
+from fairseq_efficient.bench.rows import NOT_DRAWN
 from fairseq_efficient.bench.session import Job, Session
 from fairseq_efficient.bench.timing import Pair, Sample
 
@@ -14,7 +14,6 @@ MODELS = {"6x384": (6, 384), "12x768": (12, 768)}
 RATIOS = (0.7, 0.5, 0.3, 0.1)
 ROWS = ("ratios", "overhead", "uneven", "latency", "backends", "masked", "train_step")
 SIZES = (128, 512)
-NOT_DRAWN = ("", "")
 # row -> how many times faster we want to be
 GOALS = {
     f"packed_forward/{n}/{model}-keep{ratio}/vs_{baseline}": goal
@@ -34,6 +33,8 @@ CEILINGS = {
 @dataclass
 class Bench(Session):
     """The skimming rows; sizes are tokens of the longest sentence of a batch."""
+
+    goals, ceilings = GOALS, CEILINGS
 
     setup: Setup
     models: tuple[str, ...] = tuple(MODELS)
@@ -72,18 +73,17 @@ class Bench(Session):
                 name = f"packed_forward/{n}/{model}-{kind}/vs_packed"
                 value = 100 * (1 / pair.ratio_of_pairs - 1)
                 note = "all tokens kept: time inside predictors, over the rest of the same call; median of the calls"
-                self._add(self._ceiling(name, pair, value, "%", note=note))
+                self._ceiling(name, pair, value, unit="%", note=note, lines=NOT_DRAWN)
 
     def _uneven(self) -> None:
         """As many kept tokens, shared out evenly, or with one sentence that keeps all."""
         for model, n, setup in self._each():
             jobs = [(kind, n) for kind in ("even", "uneven")]
             samples, _ = self._turns("forward", forward, jobs, memory=False, setup=setup)
-            pair = Pair.of(samples["uneven", n], samples["even", n])
             longest = [int(kept(kind, n, setup).sum(1).max()) for kind in ("uneven", "even")]
             note = f"longest row {longest[0]} and {longest[1]} tokens, equal sums"
             name = f"packed_forward/{n}/{model}-uneven/vs_even"
-            self._add(self._ceiling(name, pair, 1 / pair.ratio, "x", note=note))
+            self._versus(name, jobs[::-1], samples, {}, at_most=True, note=note, lines=NOT_DRAWN)
 
     def _latency(self) -> None:
         """Small and large batches, at the smallest size."""
@@ -108,7 +108,7 @@ class Bench(Session):
                 ]
             for backend in ("loop", "bucket"):
                 name = f"packed_forward/{n}/{model}-keep0.5-{backend}/vs_padded"
-                self._add(make_row(name, Pair.of(found[backend], found["padded"]), lines=NOT_DRAWN))
+                self._row(name, Pair.of(found[backend], found["padded"]), lines=NOT_DRAWN)
 
     def _masked(self) -> None:
         """Dropping tokens against hiding them."""
@@ -140,9 +140,4 @@ class Bench(Session):
         n = ours[1]
         name = f"{what}/{n}/{variant}/vs_{baseline[0]}"
         real = int(batch(n, setup).ne(PAD).sum())
-        more: dict[str, Any] = {"goal": GOALS.get(name), "lines": lines}
-        self._versus(name, (ours, baseline), samples, peaks, forward_gflop, real, setup, **more)
-
-    def _ceiling(self, name: str, pair: Pair, value: float, unit: str, **more: Any) -> Any:
-        more.setdefault("lines", NOT_DRAWN)
-        return make_row(name, pair, value=value, unit=unit, goal=CEILINGS.get(name), at_most=True, **more)
+        self._versus(name, (ours, baseline), samples, peaks, forward_gflop, real, setup, lines=lines)
