@@ -20,6 +20,13 @@ from fairseq_efficient.files import check_output
 from fairseq_efficient.flags import check_least
 
 DTYPE = "of all models (default: fp32, on CUDA bf16); on the CPU bf16 is --cpu-bf16"
+MEASURED = """
+Before anything is timed, the variants must agree where they compute the same. They take turns in one process (A B C,
+C B A ...); a call of more than a minute is made once. "result" is baseline / ours of the medians, unless its goal is a
+ceiling: then ours / baseline, or a percentage that the row's note explains. "bound" is the ratio of the FLOPs,
+"reached" the share of it. MB and GFLOP are ours / baseline; MB is what the work adds, at its highest, in a process of
+its own.
+"""
 
 
 def get_parser(
@@ -32,7 +39,7 @@ def get_parser(
             flag. batch: default of ``--batch``; None: each row has its own.
     """
     parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, epilog=epilog + MEASURED, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="the rows that matter most, small: below a minute")
     parser.add_argument("--check", action="store_true", help="only check that the variants compute the same")

@@ -24,10 +24,7 @@ EPILOG = """
 12 layers, d=512, ffn 2048, 8 heads, blocks of 512 tokens with full caches, ramp 32, no dropout, fp32. S is the longest
 span. full: all heads see S, without a mask; span2pct: 2 % of S (and the ramp); mixed: one head of eight sees S, the
 others 2 %; longest: the same, but all heads computed as far as the longest one; sdpa: torch's fused attention over all
-S keys, with positions and mask as an additive mask. Variants take turns in one process (A B C, C B A ...); a call of
-more than a minute is made once. "result" is baseline / ours of the medians, unless its goal is a ceiling: then ours in
-percent of the baseline, or ours / baseline. "bound" is the ratio of the FLOPs, "reached" the share of it. MB is what
-the work adds, at its highest, in a process of its own. Before anything is timed, the variants must agree.
+S keys, with positions and mask as an additive mask.
 
 rows: attention (forward and backward of one layer's attention, without projections; batch --batch); train_step (forward
 and backward of all layers, batch 4) and its memory; eval_latency (the block after 65,536 tokens against that

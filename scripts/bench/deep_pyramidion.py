@@ -21,11 +21,6 @@ from fairseq_efficient.errors import run_main
 
 EPILOG = """
 d=512, 6+6 layers, ffn 2048, 8 heads, chunks of 512, halving to 512, 8,000 types, batch 1, no attention dropout.
-Variants take turns in one process (A B C, C B A ...); a call of more than a minute is made once. "result" is baseline /
-ours of the medians, unless its goal is a ceiling: then ours / baseline, or a share. "bound" is the ratio of the FLOPs,
-"reached" the share of it. MB and GFLOP are ours / baseline; MB is what the work adds, at its highest, in a process of
-its own.
-Before anything is timed, the variants must agree where they compute the same.
 
 rows: encoder_forward and train_step (forward and backward, 128 target tokens) for each of --sizes, also with
 --cpu-bf16 against stock in fp32; linearity; pooling (share of the encoder; against a bare embedding_bag); generate

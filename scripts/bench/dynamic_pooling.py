@@ -22,11 +22,7 @@ from fairseq_efficient.errors import UserError, run_main
 
 EPILOG = """
 d=512, ffn 2048, 8 heads, 32 types, no dropout, fp32, batch 1 unless a row says otherwise. vanilla: 12 layers; sf4: 2
-layers, 8 over segments of 4 tokens, 2 layers. Variants take turns in one process (A B C, C B A ...); a call of more
-than a minute is made once. "result" is baseline / ours of the medians, unless its goal is a ceiling: then ours /
-baseline, or a share. "bound" is the ratio of the FLOPs, "reached" the share of it. MB and GFLOP are ours / baseline; MB
-is what the work adds, at its highest, in a process of its own.
-Before anything is timed, the variants must agree where they compute the same.
+layers, 8 over segments of 4 tokens, 2 layers.
 
 rows: train_step (forward and backward, no optimizer) for each of --sizes, segments of 2, 3 and 4 tokens, with its
 memory; batch (segments of 4 tokens at batch 4, with memory); ragged (1,024 characters, batch 4, boundaries at spaces,

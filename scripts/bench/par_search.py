@@ -23,14 +23,9 @@ from fairseq_efficient.errors import UserError, run_main
 EPILOG = """
 The base model for WikiText-103: 32 blocks, d=512, ffn 2048, 8 heads, 267,744 types by tied adaptive embeddings (12,000
 in the rows latency, which has others with all of them, predicted, supernet, decode and generate), no dropout, fp32.
-Types are drawn by Zipf's law. interleaved: a Transformer-XL of 16 + 16 blocks; par: the
-paper's rule, 6 + 26. memM: remembered tokens; -keys: remembered as keys and values, else as hidden states that are
-projected anew. Evaluation is that of fairseq-eval-lm: loss of the tokens and next memory, positions projected before
-(they depend on weights alone).
-Variants take turns in one process (A B C, C B A ...). "result" is baseline / ours of the medians, unless its goal is a
-ceiling: then ours / baseline, or how far a prediction is off. "bound" is the ratio of the FLOPs, "reached" the share of
-it. MB and GFLOP are ours / baseline; MB is what the work adds, at its highest, in a process of its own.
-Before anything is timed, the variants must agree where they compute the same.
+Types are drawn by Zipf's law. interleaved: a Transformer-XL of 16 + 16 blocks; par: the paper's rule, 6 + 26. memM:
+remembered tokens; -keys: remembered as keys and values, else as hidden states that are projected anew. Evaluation is
+that of fairseq-eval-lm: loss of the tokens and next memory, positions projected before (they depend on weights alone).
 
 rows: attention (a layer, against SDPA with an additive mask and no positions, and against einsums), latency (par
 against interleaved), predicted (the sum of blocks measured alone, against nets), supernet (a step, against its branches

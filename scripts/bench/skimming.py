@@ -24,11 +24,7 @@ EPILOG = """
 6x384: 6 layers of width 384 (MiniLM), 12x768: 12 of 768 (BERT base); 12 heads. A batch has 4,096 / size sentences of
 unequal lengths, 60 % of it is no padding; a classification head of two classes reads the first token. keepR: a share R
 of the real tokens goes through every layer, unequal shares of each sentence; predictors (width 64) run, their decisions
-are given. packed: ours without predictors; stock: fairseq's RoBERTa, padded. Variants take turns in one process (A B C,
-C B A ...). "result" is baseline / ours of the medians, unless its goal is a ceiling: then the time that is added, or
-ours / baseline. "bound" is the ratio of the FLOPs, "reached" the share of it. MB and GFLOP are ours / baseline; MB is
-what the work adds, at its highest, in a process of its own.
-Before anything is timed, the variants must agree where they compute the same.
+are given. packed: ours without predictors; stock: fairseq's RoBERTa, padded.
 
 rows: ratios (for each model and size), overhead (predictors that keep all), uneven (one long row, equal sums), latency
 (batches of 1, 8 and 32), backends (loop, bucket, padded), masked (dropped against hidden), train_step
