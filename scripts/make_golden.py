@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import efficient_systems  # noqa: F401  (registers)
 from fairseq_efficient.checkpoints import atomic_save, read_checkpoint
+from fairseq_efficient.comma_lists import chosen
 from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.tensor_files import tensor_file
 from fairseq_efficient.text.prepared import staging
@@ -80,10 +81,7 @@ def main() -> None:
     parser.add_argument("--only", metavar="NAME,NAME", help="of the families (to try it; give another --out)")
     args = parser.parse_args()
     known = {one.name: one for one in golden.GOLDEN}
-    names = args.only.split(",") if args.only else list(known)
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UserError(f"--only {unknown[0]}: not one of {', '.join(known)}")
+    names = chosen("--only", args.only, known) if args.only else list(known)
     if args.only and args.out == golden.FOLDER:
         raise UserError("--only: a release has all families; give another --out")
     version = args.out / this_version()

@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "experiments")]
 
 from experiment_parts.stages import StageFailed, fairseq, read_training_log, run, show_training
 
+from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.files import write_json, write_text
 
@@ -45,12 +46,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def seeds_of(text: str) -> list[int]:
-    try:
-        found = [int(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds {text}: expected whole numbers with commas between them") from None
-    if min(found) < 0 or len(set(found)) < len(found):
-        raise UserError(f"--seeds {text}: must be different numbers that are not negative")
+    found: list[int] = numbers("--seeds", text)
+    if len(found) < len(text.split(",")):
+        raise UserError(f"--seeds {text}: must be different numbers")
     return found
 
 

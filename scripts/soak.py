@@ -28,6 +28,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.bench.machine import provenance, this_command
+from fairseq_efficient.comma_lists import chosen
 from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.files import check_output, write_json
 from tests.made_data import make_pair_data, make_sentence_data, make_stream_data
@@ -206,16 +207,13 @@ def main() -> int:
         raise UserError(f"--minutes {args.minutes}: must be greater than 0")
     if args.num_workers < 0:
         raise UserError(f"--num-workers {args.num_workers}: must be at least 0")
-    chosen = args.systems.split(",")
-    unknown = [name for name in chosen if name not in names]
-    if unknown:
-        raise UserError(f"--systems {unknown[0]}: not one of {', '.join(names)}")
+    systems = chosen("--systems", args.systems, names)
     check_output(args.json, "--json")
     found = []
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         for system in MAIN_SYSTEMS:
-            if system.user_dir in chosen:
-                for one in soak(system, Path(folder), args.minutes * 60 / len(chosen), args.num_workers):
+            if system.user_dir in systems:
+                for one in soak(system, Path(folder), args.minutes * 60 / len(systems), args.num_workers):
                     found.append(one.summary())
                     print(describe(found[-1], args.limit), flush=True)
     if args.json:

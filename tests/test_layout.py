@@ -44,7 +44,7 @@ def within(name: str, *packages: str) -> bool:
 
 FLOORS = (  # of fairseq_efficient, from the ground up: a room imports rooms of the floors below, never of its own
     ("beam", "errors", "losses", "ops", "precision", "rates", "recording", "schedules", "stream_memory", "systems"),
-    ("files", "flags", "originals"),
+    ("comma_lists", "files", "flags", "originals"),
     ("bench", "checkpoint_pickles", "data", "state", "text"),
     ("checkpoint_sizes", "huggingface", "modules", "tensor_files"),
     ("checkpoint_rules", "checkpoints", "huggingface_names"),

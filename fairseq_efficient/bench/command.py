@@ -15,7 +15,7 @@ from fairseq_efficient.bench.parity import Check, agree
 from fairseq_efficient.bench.picture import draw
 from fairseq_efficient.bench.rows import HEADER, summary, table_line, write_rows
 from fairseq_efficient.bench.session import Session
-from fairseq_efficient.errors import UserError
+from fairseq_efficient.comma_lists import chosen
 from fairseq_efficient.files import check_output
 from fairseq_efficient.flags import check_least
 
@@ -71,15 +71,6 @@ def check_flags(args: argparse.Namespace, rows: Sequence[str], quick: Sequence[s
     return list(quick if args.quick and quick else rows)
 
 
-def chosen(flag: str, text: str, known: Iterable[str]) -> list[str]:
-    """``"a,b"`` -> ["a", "b"]. Raises UserError for a name that is not known."""
-    names, known = text.split(","), list(known)
-    for name in names:
-        if name not in known:
-            raise UserError(f"{flag} {name}: not one of {', '.join(known)}")
-    return names
-
-
 def dtype_of(args: argparse.Namespace) -> str:
     """``--dtype``, or what the device does best."""
     return str(args.dtype or ("bf16" if args.device == "cuda" else "fp32"))
@@ -91,17 +82,6 @@ def limit(bench: Session, args: argparse.Namespace) -> None:
     bench.runs, bench.threads, bench.memory = args.runs or (2 if args.quick else 5), args.threads, not args.no_memory
     if args.quick:
         bench.long, bench.memory = 1.0, False
-
-
-def whole_numbers(flag: str, text: str, least: int) -> list[int]:
-    """``"2,1"`` -> [1, 2]. Raises UserError for anything else."""
-    try:
-        found = [int(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"{flag} {text}: expected whole numbers with commas between them") from None
-    if min(found) < least:
-        raise UserError(f"{flag} {text}: must be at least {least}")
-    return sorted(set(found))
 
 
 def check_files(args: argparse.Namespace) -> None:

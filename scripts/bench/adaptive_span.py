@@ -18,6 +18,7 @@ from bench_parts.adaptive_span.parity import parity
 from bench_parts.adaptive_span.rows import ROWS, Bench
 
 from fairseq_efficient.bench import command
+from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import run_main
 
 EPILOG = """
@@ -47,7 +48,7 @@ def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
     if args.quick:
         bench.sizes, bench.kinds, bench.step_batch = [1024], ("span2pct", "mixed"), 1
     if args.sizes:
-        bench.sizes = command.whole_numbers("--sizes", args.sizes, 16)
+        bench.sizes = sorted(numbers("--sizes", args.sizes, least=16))
     return bench, names
 
 

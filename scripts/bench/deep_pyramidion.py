@@ -17,6 +17,7 @@ from bench_parts.deep_pyramidion.models import Setup, parity
 from bench_parts.deep_pyramidion.rows import ROWS, Bench
 
 from fairseq_efficient.bench import command
+from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import run_main
 
 EPILOG = """
@@ -47,7 +48,7 @@ def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
         bench.setup = replace(setup, tokens=32)
         bench.generate_size = 2048
     if args.sizes:
-        bench.sizes = command.whole_numbers("--sizes", args.sizes, bench.setup.kept)
+        bench.sizes = sorted(numbers("--sizes", args.sizes, least=bench.setup.kept))
     if args.dtype:
         bench.precisions = (args.dtype,)
     return bench, names

@@ -18,6 +18,7 @@ from bench_parts.dynamic_pooling.parity import parity
 from bench_parts.dynamic_pooling.rows import ENCODINGS, ROWS, Bench
 
 from fairseq_efficient.bench import command
+from fairseq_efficient.comma_lists import chosen, numbers
 from fairseq_efficient.errors import UserError, run_main
 
 EPILOG = """
@@ -55,9 +56,9 @@ def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
     if args.quick:
         bench.sizes, bench.factors, bench.decode_size, bench.decode_batches = [1024], (4,), 128, (1,)
     if args.sizes:
-        bench.sizes = command.whole_numbers("--sizes", args.sizes, 16)
+        bench.sizes = sorted(numbers("--sizes", args.sizes, least=16))
     if args.encodings:
-        bench.encodings = tuple(command.chosen("--encodings", args.encodings, ENCODINGS))
+        bench.encodings = tuple(chosen("--encodings", args.encodings, ENCODINGS))
     return bench, names
 
 

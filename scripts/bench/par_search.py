@@ -18,6 +18,7 @@ from bench_parts.par_search.parity import parity
 from bench_parts.par_search.rows import ROWS, Bench
 
 from fairseq_efficient.bench import command
+from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import UserError, run_main
 
 EPILOG = """
@@ -60,7 +61,7 @@ def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
         bench.shapes, bench.batches, bench.passes = [bench.shapes[0], (192, 192)], (1,), ("forward",)
         bench.latency_batches, bench.caches, bench.chain, bench.vocabularies = (1,), ("",), 4, (12_000,)
     if args.sizes:
-        sizes = command.whole_numbers("--sizes", args.sizes, 1)
+        sizes = sorted(numbers("--sizes", args.sizes, least=1))
         bench.shapes = [pair for pair in bench.shapes if pair[0] in sizes]
         if len(bench.shapes) < len(sizes):
             raise UserError(f"--sizes {args.sizes}: of 64, 192, 512")

@@ -17,6 +17,7 @@ from bench_parts.peers.models import Setup, parity
 from bench_parts.peers.rows import ROWS, Bench
 
 from fairseq_efficient.bench import command
+from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import run_main
 
 EPILOG = """
@@ -50,7 +51,7 @@ def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
         bench.sizes, bench.sentence_sizes, bench.summary_size = [2048], (128,), 2048
         bench.character_size, bench.decoded = 1024, 128
     if args.sizes:
-        bench.sizes = command.whole_numbers("--sizes", args.sizes, 512)
+        bench.sizes = sorted(numbers("--sizes", args.sizes, least=512))
         bench.summary_size = bench.sizes[-1]
     bench.document_sizes = tuple(bench.sizes)
     return bench, names

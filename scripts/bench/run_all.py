@@ -15,6 +15,7 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
 from fairseq_efficient.bench.rows import HEADER, read_rows, summary, table_line, table_row
+from fairseq_efficient.comma_lists import chosen
 from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.flags import check_least
 from fairseq_efficient.report import benches
@@ -88,10 +89,7 @@ def collected(names: list[str], folder: Path) -> dict[str, dict[str, Any]]:
 
 def main() -> int:
     args = get_parser().parse_args()
-    names = args.only.split(",") if args.only else present(list(BENCHES))
-    for name in names:
-        if name not in BENCHES:
-            raise UserError(f"--only {name}: not one of {', '.join(BENCHES)}")
+    names = chosen("--only", args.only, BENCHES) if args.only else present(list(BENCHES))
     check_least(args, 1, "threads")
     try:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from bench_parts.skimming.parity import parity
 from bench_parts.skimming.rows import MODELS, ROWS, Bench
 
 from fairseq_efficient.bench import command
+from fairseq_efficient.comma_lists import chosen, numbers
 from fairseq_efficient.errors import UserError, run_main
 
 EPILOG = """
@@ -49,22 +50,14 @@ def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
     if args.quick:
         bench.sizes, bench.models, bench.ratios = [128], ("6x384",), (0.5, 0.3)
     if args.sizes:
-        bench.sizes = command.whole_numbers("--sizes", args.sizes, 8)
+        bench.sizes = sorted(numbers("--sizes", args.sizes, least=8))
     if args.models:
-        bench.models = tuple(command.chosen("--models", args.models, MODELS))
+        bench.models = tuple(chosen("--models", args.models, MODELS))
     if args.ratios:
-        bench.ratios = _shares(args.ratios)
+        bench.ratios = tuple(numbers("--ratios", args.ratios, float))
+        if not all(0 < share <= 1 for share in bench.ratios):
+            raise UserError(f"--ratios {args.ratios}: must be above 0 and at most 1")
     return bench, names
-
-
-def _shares(text: str) -> tuple[float, ...]:
-    try:
-        found = tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise UserError(f"--ratios {text}: expected numbers with commas between them") from None
-    if not all(0 < share <= 1 for share in found):
-        raise UserError(f"--ratios {text}: must be above 0 and at most 1")
-    return found
 
 
 def main() -> int:

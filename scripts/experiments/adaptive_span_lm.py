@@ -19,8 +19,6 @@ from experiment_parts.flags import (
     add_watching,
     check_least,
     check_share,
-    chosen_models,
-    chosen_seeds,
     finish,
     make_parser,
     results_folder,
@@ -29,6 +27,7 @@ from experiment_parts.language_models.plan import add_data, check_places, prepar
 from experiment_parts.runs import train
 from experiment_parts.stages import say
 
+from fairseq_efficient.comma_lists import chosen, numbers
 from fairseq_efficient.errors import UserError, run_main
 
 EPILOG = f"""
@@ -92,14 +91,14 @@ def add_training(group: argparse._ArgumentGroup) -> None:
 def check(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     """The models and seeds asked for; UserError for flags that make no sense."""
     known = kinds(args)
-    models = list(known) if args.models is None else chosen_models(args.models, list(known))
+    models = list(known) if args.models is None else chosen("--models", args.models, list(known))
     if args.check is None:
         args.check = next((model for model in models if known[model].penalty is not None), models[0])
     elif args.check != "none" and args.check not in models:
         raise UserError(f"--check {args.check}: not one of --models, and not none")
-    numbers = ("updates", "layers", "dim", "ffn", "heads", "ramp", "tokens_per_sample", "batch_size", "valid_batches",
-               "valid_interval", "log_interval", "threads")  # fmt: skip
-    check_least(args, numbers)
+    counts = ("updates", "layers", "dim", "ffn", "heads", "ramp", "tokens_per_sample", "batch_size", "valid_batches",
+              "valid_interval", "log_interval", "threads")  # fmt: skip
+    check_least(args, counts)
     check_least(args, ("clip", "time_updates"), 0)
     check_share(args, "warmup", "dropout")
     if not 0 <= args.init <= 1:
@@ -111,7 +110,7 @@ def check(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     if not args.lr > 0:
         raise UserError(f"--lr {args.lr}: must be above 0")
     check_places(args, ("data", "corpus", "split", "cut"))
-    return models, chosen_seeds(args.seeds)
+    return models, numbers("--seeds", args.seeds)
 
 
 def stages(args: argparse.Namespace, models: list[str], seeds: list[int]) -> None:

@@ -19,7 +19,6 @@ from experiment_parts.flags import (
     add_watching,
     check_least,
     check_output,
-    chosen_models,
     finish,
     make_parser,
     results_folder,
@@ -27,6 +26,7 @@ from experiment_parts.flags import (
 from experiment_parts.runs import train
 from experiment_parts.stages import say
 
+from fairseq_efficient.comma_lists import chosen
 from fairseq_efficient.errors import UserError, run_main
 
 EPILOG = """
@@ -60,7 +60,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace) -> list[str]:
     """The models asked for; UserError for flags that make no sense."""
-    models = chosen_models(args.models, list(MODELS))
+    models = chosen("--models", args.models, list(MODELS))
     numbers = ("updates", "docs", "vocab_size", "batch_size", "generate_batch_size", "max_source_positions",
                "valid_batches", "valid_interval", "log_interval", "threads")  # fmt: skip
     check_least(args, numbers)

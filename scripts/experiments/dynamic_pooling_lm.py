@@ -21,8 +21,6 @@ from experiment_parts.flags import (
     check_least,
     check_share,
     check_timed,
-    chosen_models,
-    chosen_seeds,
     finish,
     make_parser,
     results_folder,
@@ -31,6 +29,7 @@ from experiment_parts.language_models.plan import add_data, check_places, prepar
 from experiment_parts.runs import train
 from experiment_parts.stages import say
 
+from fairseq_efficient.comma_lists import chosen, numbers
 from fairseq_efficient.errors import UserError, run_main
 
 EPILOG = """
@@ -97,10 +96,10 @@ def add_training(group: argparse._ArgumentGroup) -> None:
 
 def check(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     """The models and seeds asked for; UserError for flags that make no sense."""
-    models, seeds = chosen_models(args.models, list(MODELS)), chosen_seeds(args.seeds)
-    numbers = ("updates", "dim", "ffn", "heads", "tokens_per_sample", "batch_size", "valid_batches", "valid_interval",
-               "log_interval", "threads", "unigram_vocab", "time_updates")  # fmt: skip
-    check_least(args, numbers)
+    models, seeds = chosen("--models", args.models, list(MODELS)), numbers("--seeds", args.seeds)
+    counts = ("updates", "dim", "ffn", "heads", "tokens_per_sample", "batch_size", "valid_batches", "valid_interval",
+              "log_interval", "threads", "unigram_vocab", "time_updates")  # fmt: skip
+    check_least(args, counts)
     layers(args.layers)
     check_timed(args.time_updates)
     if args.context_window is not None and not 0 <= args.context_window < args.tokens_per_sample:

@@ -17,8 +17,6 @@ from experiment_parts.flags import (
     check_least,
     check_share,
     check_timed,
-    chosen_models,
-    chosen_seeds,
     finish,
     make_parser,
     results_folder,
@@ -30,6 +28,7 @@ from experiment_parts.par_search.stages import cutoffs, evaluate, measure, searc
 from experiment_parts.runs import train
 from experiment_parts.stages import say
 
+from fairseq_efficient.comma_lists import chosen, numbers
 from fairseq_efficient.errors import UserError, run_main
 
 EPILOG = """
@@ -109,14 +108,14 @@ def add_evaluation(group: argparse._ArgumentGroup) -> None:
 
 def check(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     """The models and seeds asked for; UserError for flags that make no sense."""
-    models, seeds = chosen_models(args.models, MODELS), chosen_seeds(args.seeds)
+    models, seeds = chosen("--models", args.models, MODELS), numbers("--seeds", args.seeds)
     if "random" in models and "searched" not in models:
         raise UserError("--models random: needs searched, whose blocks it shuffles")
     args.search_updates = args.updates if args.search_updates is None else args.search_updates
-    numbers = ("updates", "original_updates", "search_updates", "dim", "ffn", "heads", "tokens_per_sample",
-               "batch_size", "valid_batches", "valid_interval", "log_interval", "threads", "vocab_size", "eval_tokens",
-               "clusters")  # fmt: skip
-    check_least(args, numbers)
+    counts = ("updates", "original_updates", "search_updates", "dim", "ffn", "heads", "tokens_per_sample",
+              "batch_size", "valid_batches", "valid_interval", "log_interval", "threads", "vocab_size", "eval_tokens",
+              "clusters")  # fmt: skip
+    check_least(args, counts)
     check_least(args, ["blocks"], 2)
     check_least(args, ["mem_len", "eval_mem_len", "latency_runs", "time_updates"], 0)
     check_share(args, "warmup", "search_warmup")

@@ -4,7 +4,6 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
@@ -18,7 +17,6 @@ from experiment_parts.flags import (
     check_least,
     check_output,
     check_share,
-    chosen_seeds,
     finish,
     make_parser,
     results_folder,
@@ -28,6 +26,7 @@ from experiment_parts.skimming.plan import CORPORA, Data, Model, Plan, Variant, 
 from experiment_parts.skimming.stages import converted, prepare, time_variants, train, validate
 from experiment_parts.stages import say
 
+from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import UserError, run_main
 
 EPILOG = f"""
@@ -128,17 +127,9 @@ def check(args: argparse.Namespace) -> Asked:
     if not args.model.is_dir():
         raise UserError(f"--model {args.model}: no such folder")
     check_output(args)
-    args.time_batches = sorted(set(numbers("--time-batches", args.time_batches, int)))
-    if not args.time_batches or args.time_batches[0] < 1:
-        raise UserError("--time-batches: must be at least 1")
-    return sets, models, chosen_seeds(args.seeds), [x for x in numbers("--thresholds", args.thresholds, float) if x]
-
-
-def numbers(flag: str, text: str, kind: type) -> list[Any]:
-    try:
-        return [kind(word) for word in text.split(",") if word]
-    except ValueError:
-        raise UserError(f"{flag} {text}: not a comma list of numbers") from None
+    args.time_batches = sorted(numbers("--time-batches", args.time_batches, least=1))
+    thresholds = [x for x in numbers("--thresholds", args.thresholds or "0", float) if x]
+    return sets, models, numbers("--seeds", args.seeds), thresholds
 
 
 def measured(plan: Plan, data: Data, models: list[Model], seeds: list[int], thresholds: list[float]) -> list[Variant]:

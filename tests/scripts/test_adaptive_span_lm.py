@@ -175,8 +175,8 @@ def test_models_have_as_many_parameters(stream_data: Path, tmp_path: Path, more:
     [
         (["--models", "fixed5"], "--models fixed5: not one of fixed4, fixed20"),
         (["--seeds", "1,x"], "--seeds 1,x: not a comma list"),
-        (["--spans", "4,x"], "--spans 4,x: not a comma list of numbers from 1 up"),
-        (["--spans", "0"], "--spans 0: not a comma list of numbers from 1 up"),
+        (["--spans", "4,x"], "--spans 4,x: not a comma list of whole numbers from 1 up"),
+        (["--spans", "0"], "--spans 0: not a comma list of whole numbers from 1 up"),
         (["--penalties", "-1"], "--penalties -1: not a comma list of numbers from 0 up"),
         (["--penalties", "nan"], "--penalties nan: not a comma list of numbers from 0 up"),
         (["--check", "fixed5"], "--check fixed5: not one of --models"),

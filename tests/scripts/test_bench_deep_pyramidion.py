@@ -151,8 +151,8 @@ def test_interrupted_run_keeps_what_it_measured(
     ("flags", "said"),
     [
         (["--rows", "walk"], "--rows walk: not one of"),
-        (["--sizes", "2k"], "--sizes 2k: expected whole numbers"),
-        (["--sizes", "64"], "must be at least 512"),
+        (["--sizes", "2k"], "--sizes 2k: not a comma list of whole numbers"),
+        (["--sizes", "64"], "not a comma list of whole numbers from 512 up"),
         (["--threads", "0"], "--threads 0: must be at least 1"),
     ],
 )

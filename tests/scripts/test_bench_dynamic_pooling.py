@@ -184,7 +184,7 @@ def test_bf16_leaves_out_what_fairseq_cannot_do() -> None:
     ("flags", "said"),
     [
         (["--rows", "walk"], "--rows walk: not one of"),
-        (["--sizes", "8"], "must be at least 16"),
+        (["--sizes", "8"], "whole numbers from 16 up"),
         (["--encodings", "none"], "--encodings none: not one of"),
         (["--dropout", "1"], "--dropout 1.0: must be at least 0"),
         (["--batch", "0"], "--batch 0: must be at least 1"),

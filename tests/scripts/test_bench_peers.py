@@ -95,5 +95,5 @@ def test_flags() -> None:
     assert names == list(rows.ROWS)
     bench, names = script.make_bench(script.get_parser().parse_args(["--sizes", "512,1024", "--rows", "encoder"]))
     assert (bench.document_sizes, bench.summary_size, names) == ((512, 1024), 1024, ["encoder"])
-    with pytest.raises(UserError, match="--sizes 4: must be at least 512"):
+    with pytest.raises(UserError, match="--sizes 4: not a comma list of whole numbers from 512 up"):
         script.make_bench(script.get_parser().parse_args(["--sizes", "4"]))

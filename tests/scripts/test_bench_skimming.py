@@ -126,9 +126,9 @@ def test_goals_are_of_rows_that_exist(goals: dict[str, float]) -> None:
     ("flags", "said"),
     [
         (["--rows", "walk"], "--rows walk: not one of"),
-        (["--sizes", "4"], "must be at least 8"),
+        (["--sizes", "4"], "whole numbers from 8 up"),
         (["--models", "small"], "--models small: not one of 6x384, 12x768"),
-        (["--ratios", "0.5,x"], "--ratios 0.5,x: expected numbers"),
+        (["--ratios", "0.5,x"], "--ratios 0.5,x: not a comma list of numbers"),
         (["--ratios", "0"], "--ratios 0: must be above 0"),
         (["--batch", "0"], "--batch 0: must be at least 1"),
     ],

@@ -191,7 +191,7 @@ def test_several_seeds(stream_data: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["RUN", "--seeds", "1,x", "--", "DATA"], "--seeds 1,x: expected whole numbers"),
+        (["RUN", "--seeds", "1,x", "--", "DATA"], "--seeds 1,x: not a comma list of whole numbers"),
         (["RUN", "--seeds", "1,1", "--", "DATA"], "must be different numbers"),
         (["RUN", "--seeds", "1"], "the arguments of fairseq-train are missing"),
         (["RUN", "--", "DATA", "--seed", "3"], "--seed: is set by this script"),

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from experiment_parts.stages import ROOT, StageFailed
@@ -43,21 +43,6 @@ def add_output(group: argparse._ActionsContainer, name: str, kinds: str = "{json
 
 def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def chosen_models(given: str, known: Sequence[str]) -> list[str]:
-    """``--models``, each once; UserError for one that is not known."""
-    models = list(dict.fromkeys(given.split(",")))
-    for model in models:
-        if model not in known:
-            raise UserError(f"--models {model}: not one of {', '.join(known)}")
-    return models
-
-
-def chosen_seeds(given: str) -> list[int]:
-    if not all(seed.isdigit() for seed in given.split(",")):
-        raise UserError(f"--seeds {given}: not a comma list of whole numbers")
-    return list(dict.fromkeys(map(int, given.split(","))))
 
 
 def check_least(args: argparse.Namespace, names: Iterable[str], least: float = 1) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiment_parts.language_models.plan import ADAM, LanguageModelPlan, corpus_flags
 from experiment_parts.runs import SAVING, SeededRun
-from fairseq_efficient.errors import UserError
+from fairseq_efficient.comma_lists import numbers
 
 ALL_ATTENTION = "all-attention"
 OPTIMIZERS: dict[str, tuple[float, float]] = {"adam": (2e-3, 0.25), "adagrad": (0.07, 0.03)}  # learning rate, clip
@@ -33,7 +33,8 @@ def adaptive(penalty: float) -> str:
 
 def kinds(args: argparse.Namespace) -> dict[str, Kind]:
     """All models that the flags describe; UserError for spans and penalties that make no sense."""
-    spans, penalties = (_numbers(args, name, kind) for name, kind in (("spans", int), ("penalties", float)))
+    spans = sorted(numbers("--spans", args.spans, least=1))
+    penalties = sorted(numbers("--penalties", args.penalties, float))
     longest = max(spans)
     found = {fixed(span): Kind(span) for span in spans}
     found |= {adaptive(penalty): Kind(longest, penalty) for penalty in penalties}
@@ -42,18 +43,6 @@ def kinds(args: argparse.Namespace) -> dict[str, Kind]:
 
 def middle(penalties: Sequence[float]) -> float:
     return sorted(penalties)[len(penalties) // 2]
-
-
-def _numbers(args: argparse.Namespace, name: str, kind: type) -> list[Any]:
-    given = getattr(args, name)
-    try:
-        found = list(dict.fromkeys(map(kind, given.split(","))))
-    except ValueError:
-        found = []
-    least = 1 if kind is int else 0
-    if not found or not all(least <= one < float("inf") for one in found):
-        raise UserError(f"--{name} {given}: not a comma list of numbers from {least} up")
-    return sorted(found)
 
 
 @dataclass(frozen=True)
