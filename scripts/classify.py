@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least
 from fairseq_efficient.text.reading import Bad, decoded
 
 EPILOG = """
@@ -115,9 +116,7 @@ def show(texts: tuple[str, ...], prediction: Any, classes: list[str], form: str)
 
 def main() -> None:
     args = get_parser().parse_args()
-    for name in ("max_tokens", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    check_least(args, 1, "max_tokens", "batch_size")
     classifier = load(args)
     lines = read(args.input, classifier.data.inputs)
     start, written = time.perf_counter(), 0

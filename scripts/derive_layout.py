@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.files import check_output, write_json
+from fairseq_efficient.flags import check_least
 
 EPILOG = """
 how the layout is chosen
@@ -54,11 +55,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    for name, least in (("samples", 1), ("batch_size", 1), ("max_batches", 1), ("tokens", 1), ("memory", 0),
-                        ("batch", 1), ("threads", 1)):  # fmt: skip
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    check_least(args, 1, "samples", "batch_size", "max_batches", "tokens", "batch", "threads")
+    check_least(args, 0, "memory")
     if (args.how == "budget") != (args.budget is not None):
         raise UserError("--budget is for --how budget, which needs it")
     if args.budget is not None and not args.budget >= 0:

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.files import check_output
+from fairseq_efficient.flags import check_least
 
 EPILOG = """
 One forward without gradient over (--batch, --tokens) tokens after --memory remembered ones, and their loss. A block's
@@ -45,11 +46,9 @@ def get_parser() -> argparse.ArgumentParser:
 def check(args: argparse.Namespace) -> None:
     if (args.checkpoint is None) == (args.arch is None):
         raise UserError("say --checkpoint or --arch (one of them)")
-    for name, least in (("types", 8), ("tokens", 1), ("memory", 0), ("batch", 1), ("threads", 1), ("runs", 1),
-                        ("copies", 1)):  # fmt: skip
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: must be at least {least}")
+    check_least(args, 8, "types")
+    check_least(args, 1, "tokens", "batch", "threads", "runs", "copies")
+    check_least(args, 0, "memory")
     for layout in layouts_of(args):
         if not layout or set(layout) - set("afi"):
             raise UserError(f"--layouts {args.layouts}: expected layouts of a, f and i with commas between them")

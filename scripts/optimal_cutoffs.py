@@ -13,6 +13,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least
 from fairseq_efficient.ops.optimal_cutoffs import LOGIT, optimal_cutoffs, partition_cost
 from fairseq_efficient.text.reading import Bad, read_lines
 
@@ -94,14 +95,11 @@ def read_dictionary(path: Path) -> tuple[np.ndarray, int]:
 
 def main() -> None:
     args = get_parser().parse_args()
-    for flag, value, least in (("clusters", args.clusters, 1), ("dim", args.dim, 1), ("factor", args.factor, 1)):
-        if not value >= least:
-            raise UserError(f"--{flag} {value}: must be at least {least}")
+    check_least(args, 1, "clusters", "dim", "factor")
+    check_least(args, 0, "logit_cost")
     if args.logit_cost is not None and args.cost != "time":
         raise UserError("--logit-cost is for --cost time")
     logit = LOGIT if args.logit_cost is None else args.logit_cost
-    if not 0 <= logit < math.inf:
-        raise UserError(f"--logit-cost {logit}: must be at least 0")
     counts, special = (read_list(args.file), 0) if is_list(args.file) else read_dictionary(args.file)
     if not counts.sum() > 0:
         raise UserError(f"{args.file}: all counts are 0")

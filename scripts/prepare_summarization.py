@@ -12,6 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least
 from fairseq_efficient.text.built_in import SPLITS
 from fairseq_efficient.text.clean import NORMALIZATIONS
 from fairseq_efficient.text.fetch import default_cache
@@ -139,9 +140,8 @@ def print_report(report: dict[str, Any]) -> None:
 
 def main() -> None:
     args = get_parser().parse_args()
-    for flag, value, least in (("--vocab-size", args.vocab_size, 32), ("--workers", args.workers, 1)):
-        if value < least:
-            raise UserError(f"{flag} {value}: must be at least {least}")
+    check_least(args, 32, "vocab_size")
+    check_least(args, 1, "workers")
     if args.dict and not args.spm:
         raise UserError("--dict: belongs to a model given with --spm")
     read, names, inputs = choose_input(args)

@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least
 
 EPILOG = """
 Needs a Chromium (Debian: apt install chromium). The picture ends where the page does, or after --height; it has 256
@@ -83,10 +84,9 @@ def crop(rendered: Path, target: Path, top: int, height: int | None) -> tuple[in
 
 def main() -> None:
     args = get_parser().parse_args()
-    for name, least in (("width", 200), ("top", 0), ("height", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: must be at least {least}")
+    check_least(args, 200, "width")
+    check_least(args, 0, "top")
+    check_least(args, 1, "height")
     if not args.page.is_file():
         raise UserError(f"{args.page}: no such file")
     if args.picture.suffix.lower() != ".png":

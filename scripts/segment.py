@@ -12,6 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least
 from fairseq_efficient.text.reading import Bad, read_lines, read_typed
 
 EPILOG = """
@@ -75,8 +76,7 @@ def show(segments: list[str], args: argparse.Namespace) -> str:
 
 def main() -> None:
     args = get_parser().parse_args()
-    if args.tokens_per_sample < 1:
-        raise UserError(f"--tokens-per-sample {args.tokens_per_sample}: must be at least 1")
+    check_least(args, 1, "tokens_per_sample")
     clean = None
     if args.clean:
         from fairseq_efficient.text.language_models.clean import clean_text

@@ -31,6 +31,7 @@ from fairseq_efficient.bench.machine import provenance, this_command
 from fairseq_efficient.comma_lists import chosen
 from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.files import check_output, write_json
+from fairseq_efficient.flags import check_least
 from tests.made_data import make_pair_data, make_sentence_data, make_stream_data
 from tests.reliability.systems import MAIN_SYSTEMS
 from tests.util import System, train_args
@@ -205,8 +206,7 @@ def main() -> int:
         read_for_ever(*args.read)
     if not args.minutes > 0:
         raise UserError(f"--minutes {args.minutes}: must be greater than 0")
-    if args.num_workers < 0:
-        raise UserError(f"--num-workers {args.num_workers}: must be at least 0")
+    check_least(args, 0, "num_workers")
     systems = chosen("--systems", args.systems, names)
     check_output(args.json, "--json")
     found = []

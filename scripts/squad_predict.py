@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least
 from fairseq_efficient.text.prepared import staging
 
 EPILOG = """
@@ -114,9 +115,7 @@ def files(found: list[Any], data: Any, version2: bool, threshold: float) -> dict
 
 def main() -> None:
     args = get_parser().parse_args()
-    for name in ("max_tokens", "n_best_size", "max_answer_length"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    check_least(args, 1, "max_tokens", "n_best_size", "max_answer_length")
     if args.output.exists():
         raise UserError(f"{args.output} exists")
     model, task = load(args)

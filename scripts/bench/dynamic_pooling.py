@@ -19,7 +19,8 @@ from bench_parts.dynamic_pooling.rows import ENCODINGS, ROWS, Bench
 
 from fairseq_efficient.bench import command
 from fairseq_efficient.comma_lists import chosen, numbers
-from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.errors import run_main
+from fairseq_efficient.flags import check_shares
 
 EPILOG = """
 d=512, ffn 2048, 8 heads, 32 types, no dropout, fp32, batch 1 unless a row says otherwise. vanilla: 12 layers; sf4: 2
@@ -46,8 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
 def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
     """The bench and the names of its rows; UserError for flags that make no sense."""
     names = command.check_flags(args, ROWS, QUICK)
-    if not 0 <= args.dropout < 1:
-        raise UserError(f"--dropout {args.dropout}: must be at least 0 and below 1")
+    check_shares(args, "dropout")
     setup = Setup(
         batch=args.batch, dropout=args.dropout, full=args.full, device=args.device, dtype=command.dtype_of(args)
     )

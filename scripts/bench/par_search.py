@@ -20,6 +20,7 @@ from bench_parts.par_search.rows import ROWS, Bench
 from fairseq_efficient.bench import command
 from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least
 
 EPILOG = """
 The base model for WikiText-103: 32 blocks, d=512, ffn 2048, 8 heads, 267,744 types by tied adaptive embeddings (12,000
@@ -48,8 +49,7 @@ def get_parser() -> argparse.ArgumentParser:
 def make_bench(args: argparse.Namespace) -> tuple[Bench, list[str]]:
     """The bench and the names of its rows; UserError for flags that make no sense."""
     names = command.check_flags(args, ROWS, QUICK)
-    if args.blocks is not None and args.blocks < 2:
-        raise UserError(f"--blocks {args.blocks}: must be at least 2")
+    check_least(args, 2, "blocks")
     if args.dim < 64 or args.dim % 64:
         raise UserError(f"--dim {args.dim}: must be a multiple of 64, the width of a head")
     setup = Setup(dim=args.dim, ffn=4 * args.dim, heads=args.dim // 64, blocks=args.blocks or 32, full=args.full,

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from fairseq_efficient import huggingface_names as names
 from fairseq_efficient.checkpoints import atomic_save, exported
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least
 from fairseq_efficient.huggingface import Shape, Source, read_model
 from fairseq_efficient.text.prepared import staging
 from fairseq_efficient.text.subwords import Subwords, dictionary_text, read_subwords
@@ -153,8 +154,7 @@ def main() -> None:
     args = get_parser().parse_args()
     if args.output.exists():
         raise UserError(f"{args.output} exists")
-    if args.head is not None and args.head < 1:
-        raise UserError(f"--head {args.head}: must be at least 1")
+    check_least(args, 1, "head")
     source = read_model(args.folder)
     cased = None if args.case == "auto" else args.case == "cased"
     subwords = read_subwords(args.tokenizer or args.folder, cased, names.rows_of(source))

@@ -17,8 +17,6 @@ from experiment_parts.flags import (
     add_out,
     add_output,
     add_watching,
-    check_least,
-    check_share,
     finish,
     make_parser,
     results_folder,
@@ -29,6 +27,7 @@ from experiment_parts.stages import say
 
 from fairseq_efficient.comma_lists import chosen, numbers
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least, check_shares
 
 EPILOG = f"""
 Models: fixedS for each S of --spans; adaptive-P for each P of --penalties, up to the longest of --spans; and
@@ -98,9 +97,9 @@ def check(args: argparse.Namespace) -> tuple[list[str], list[int]]:
         raise UserError(f"--check {args.check}: not one of --models, and not none")
     counts = ("updates", "layers", "dim", "ffn", "heads", "ramp", "tokens_per_sample", "batch_size", "valid_batches",
               "valid_interval", "log_interval", "threads")  # fmt: skip
-    check_least(args, counts)
-    check_least(args, ("clip", "time_updates"), 0)
-    check_share(args, "warmup", "dropout")
+    check_least(args, 1, *counts)
+    check_least(args, 0, "clip", "time_updates")
+    check_shares(args, "warmup", "dropout")
     if not 0 <= args.init <= 1:
         raise UserError(f"--init {args.init}: is a share of the longest span, from 0 to 1")
     if args.dim % args.heads:

@@ -17,7 +17,6 @@ from experiment_parts.flags import (
     add_out,
     add_output,
     add_watching,
-    check_least,
     check_output,
     finish,
     make_parser,
@@ -28,6 +27,7 @@ from experiment_parts.stages import say
 
 from fairseq_efficient.comma_lists import chosen
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least
 
 EPILOG = """
 Stages: prepare (once); train, validate, decode and score each model. A stage that is done is skipped, training goes on
@@ -63,7 +63,7 @@ def check(args: argparse.Namespace) -> list[str]:
     models = chosen("--models", args.models, list(MODELS))
     numbers = ("updates", "docs", "vocab_size", "batch_size", "generate_batch_size", "max_source_positions",
                "valid_batches", "valid_interval", "log_interval", "threads")  # fmt: skip
-    check_least(args, numbers)
+    check_least(args, 1, *numbers)
     if (args.data is None) == (args.train is None or args.valid is None):
         raise UserError("give --train and --valid, or --data")
     if args.data is not None and not (args.data / "valid.source.txt").is_file():

@@ -18,8 +18,6 @@ from experiment_parts.flags import (
     add_out,
     add_output,
     add_watching,
-    check_least,
-    check_share,
     check_timed,
     finish,
     make_parser,
@@ -31,6 +29,7 @@ from experiment_parts.stages import say
 
 from fairseq_efficient.comma_lists import chosen, numbers
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least, check_shares
 
 EPILOG = """
 Stages: prepare (once); train, fairseq-eval-lm and fairseq-validate each model with each seed; recompute one model's
@@ -99,12 +98,12 @@ def check(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     models, seeds = chosen("--models", args.models, list(MODELS)), numbers("--seeds", args.seeds)
     counts = ("updates", "dim", "ffn", "heads", "tokens_per_sample", "batch_size", "valid_batches", "valid_interval",
               "log_interval", "threads", "unigram_vocab", "time_updates")  # fmt: skip
-    check_least(args, counts)
+    check_least(args, 1, *counts)
     layers(args.layers)
     check_timed(args.time_updates)
     if args.context_window is not None and not 0 <= args.context_window < args.tokens_per_sample:
         raise UserError(f"--context-window {args.context_window}: must be below --tokens-per-sample")
-    check_share(args, "warmup")
+    check_shares(args, "warmup")
     if args.equal_time and "vanilla" not in models:
         raise UserError("--equal-time: needs vanilla among --models")
     check_places(args, ("data", "corpus", "split", "cut"))

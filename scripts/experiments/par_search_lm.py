@@ -14,8 +14,6 @@ from experiment_parts.flags import (
     add_out,
     add_output,
     add_watching,
-    check_least,
-    check_share,
     check_timed,
     finish,
     make_parser,
@@ -30,6 +28,7 @@ from experiment_parts.stages import say
 
 from fairseq_efficient.comma_lists import chosen, numbers
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least, check_shares
 
 EPILOG = """
 Stages: prepare, cutoffs of the adaptive softmax (once); for each seed search a layout, train each model, run
@@ -115,10 +114,10 @@ def check(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     counts = ("updates", "original_updates", "search_updates", "dim", "ffn", "heads", "tokens_per_sample",
               "batch_size", "valid_batches", "valid_interval", "log_interval", "threads", "vocab_size", "eval_tokens",
               "clusters")  # fmt: skip
-    check_least(args, counts)
-    check_least(args, ["blocks"], 2)
-    check_least(args, ["mem_len", "eval_mem_len", "latency_runs", "time_updates"], 0)
-    check_share(args, "warmup", "search_warmup")
+    check_least(args, 1, *counts)
+    check_least(args, 2, "blocks")
+    check_least(args, 0, "mem_len", "eval_mem_len", "latency_runs", "time_updates")
+    check_shares(args, "warmup", "search_warmup")
     check_timed(args.time_updates)
     check_places(args, ["data", "corpus", "split"])
     return models, seeds

@@ -10,13 +10,14 @@ ROOT = FOLDER.parents[1]
 sys.path[:0] = [str(ROOT), str(FOLDER), str(ROOT / "scripts")]  # no torch: see experiment_parts/stages.py
 
 # ruff: noqa: E402
-from experiment_parts.flags import add_out, add_watching, check_least, check_output, finish, make_parser
+from experiment_parts.flags import add_out, add_watching, check_output, finish, make_parser
 from experiment_parts.pretrained import results
 from experiment_parts.pretrained.plan import RECIPES, Plan
 from experiment_parts.pretrained.stages import export, floors, learn, measure, prepare
 from experiment_parts.stages import say
 
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least
 
 EPILOG = f"""
 SYSTEM is one of {", ".join(RECIPES)}.
@@ -48,7 +49,7 @@ def check(args: argparse.Namespace) -> list[str]:
     for system in args.systems:
         if system not in RECIPES:
             raise UserError(f"{system}: not one of {', '.join(RECIPES)}")
-    check_least(args, ("updates", "valid_batches", "valid_interval", "log_interval", "threads"))
+    check_least(args, 1, "updates", "valid_batches", "valid_interval", "log_interval", "threads")
     check_output(args)
     return list(dict.fromkeys(args.systems))
 

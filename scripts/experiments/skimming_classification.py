@@ -14,9 +14,7 @@ from experiment_parts.flags import (
     add_out,
     add_output,
     add_watching,
-    check_least,
     check_output,
-    check_share,
     finish,
     make_parser,
     results_folder,
@@ -28,6 +26,7 @@ from experiment_parts.stages import say
 
 from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import check_least, check_shares
 
 EPILOG = f"""
 --data is one of {", ".join(CORPORA)}:
@@ -121,9 +120,9 @@ def check(args: argparse.Namespace) -> Asked:
     if not sets:
         raise UserError("--data: give at least one data set")
     models = [parse_model(name) for name in dict.fromkeys(["dense", *args.models.split(",")])]
-    check_least(args, ("train_examples", "skim_examples", "batch_size", "valid_batches", "valid_interval",
-                       "log_interval", "threads", "time_texts", "time_runs", "max_tokens"))  # fmt: skip
-    check_share(args, "warmup", "attention_dropout", "skim_noise_share")
+    check_least(args, 1, "train_examples", "skim_examples", "batch_size", "valid_batches", "valid_interval",
+                "log_interval", "threads", "time_texts", "time_runs", "max_tokens")  # fmt: skip
+    check_shares(args, "warmup", "attention_dropout", "skim_noise_share")
     if not args.model.is_dir():
         raise UserError(f"--model {args.model}: no such folder")
     check_output(args)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import check_least
 from fairseq_efficient.report import kept, stages, summaries, train_log
 from fairseq_efficient.report.parts import Page, Section
 from fairseq_efficient.text.reading import parse_json
@@ -57,10 +58,8 @@ def resolve(args: argparse.Namespace) -> None:
         args.checkpoint = None  # nothing to draw
     if not any((args.train_log, args.checkpoint, args.generate_log, args.scores, args.stages)):
         raise UserError(f"{args.run}: nothing to report (see --help for the files that are looked for)")
-    bounds = (("--document", args.document, 0), ("--documents", args.documents, 1), ("--samples", args.samples, 0))
-    for flag, value, least in bounds:
-        if value < least:
-            raise UserError(f"{flag} {value}: must be at least {least}")
+    check_least(args, 0, "document", "samples")
+    check_least(args, 1, "documents")
 
 
 def read_split(args: argparse.Namespace) -> summaries.Split | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import check_least
 from fairseq_efficient.report import language_models as lm
 from fairseq_efficient.report.eval_log import read_evaluation
 from fairseq_efficient.report.parts import Page
@@ -67,11 +68,8 @@ class Texts:
 
 def build(args: argparse.Namespace) -> Page:
     """The page; UserError for a flag or file that is wrong."""
-    for flag, value, least in (
-        ("--document", args.document, 0), ("--shown", args.shown, 1), ("--characters", args.characters, 1)
-    ):  # fmt: skip
-        if value < least:
-            raise UserError(f"{flag} {value}: must be at least {least}")
+    check_least(args, 0, "document")
+    check_least(args, 1, "shown", "characters")
     runs = [Run(name, folder_of(run), find(run, args)) for name, run in zip(run_names(args), args.runs, strict=True)]
     if not any(run.files[name] for run in runs for name in ("train_log", "checkpoint", "evaluation", "stages")):
         raise UserError(f"{args.runs[0]}: nothing to report (see --help for the files that are looked for)")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import check_least
 from fairseq_efficient.report import language_models as lm
 from fairseq_efficient.report.figures import Line, Panel, curves, panels
 from fairseq_efficient.report.parts import Figure, Page, Section, Table, Text, Tiles, kept_document
@@ -77,9 +78,8 @@ class Run:
 def build(args: argparse.Namespace) -> Page:
     """The page; UserError for a flag or file that is wrong."""
     documents = args.documents if args.documents is not None else 3 if len(args.runs) == 1 else 1
-    for flag, value, least in (("--document", args.document, 0), ("--documents", documents, 1)):
-        if value < least:
-            raise UserError(f"{flag} {value}: must be at least {least}")
+    check_least(args, 0, "document")
+    check_least(args, 1, "documents")
     results = read_speed_quality(args.results) if args.results else []
     runs = [read(name, folder, args.data) for name, folder in zip(run_names(args), args.runs, strict=True)]
     if not any(run.log or run.stages or run.model for run in runs):

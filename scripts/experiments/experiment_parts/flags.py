@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from experiment_parts.stages import ROOT, StageFailed
@@ -39,24 +39,6 @@ def add_output(group: argparse._ActionsContainer, name: str, kinds: str = "{json
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
-
-
-def flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def check_least(args: argparse.Namespace, names: Iterable[str], least: float = 1) -> None:
-    """UserError for a number that is given and too small."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and not value >= least:
-            raise UserError(f"{flag(name)} {value}: must be at least {least}")
-
-
-def check_share(args: argparse.Namespace, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(args, name) < 1:
-            raise UserError(f"{flag(name)} {getattr(args, name)}: must be at least 0 and below 1")
 
 
 def check_timed(count: int | None) -> None:

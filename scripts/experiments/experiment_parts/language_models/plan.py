@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiment_parts.flags import check_output, flag
+from experiment_parts.flags import check_output
 from experiment_parts.runs import ExperimentPlan, prepared, split_size
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import flag
 
 ADAM = ["--optimizer", "adam", "--adam-betas", "(0.9, 0.999)", "--adam-eps", "1e-8", "--lr-scheduler", "cosine"]
 
