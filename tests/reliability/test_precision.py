@@ -15,6 +15,7 @@ from tests.util import System, error_line, losses, run_here, run_in_process, tra
 
 every_system = pytest.mark.parametrize("system", MAIN_SYSTEMS, ids=str)
 UPDATES, MANY = 50, 500
+SEEDS = ("1", "2", "3", "4")  # a tiny model of one seed is chaotic: rounding alone moves its loss by a percent
 QUIET = ("--dropout", "0", "--attention-dropout", "0", "--activation-dropout", "0", "--lr", "0.002")
 
 
@@ -29,15 +30,21 @@ def entries(output: str, key: str) -> list[float]:
 def test_r13_bf16_autocast_trains_as_fp32_does(
     system: System, datasets: dict[str, Path], tmp_path: Path, figure: Record
 ):
-    """The validation loss after 50 updates within 1 %, and 500 updates without NaN."""
-    found = []
+    """The validation loss after 50 updates within 1 %, mean of four seeds, and 500 updates without NaN."""
+    sums = []
     for name, more in (("full", ()), ("half", ("--cpu-bf16",))):
-        saving = ("--max-update", str(UPDATES), "--no-epoch-checkpoints", "--validate-interval", "1000000")
-        args = train_args(datasets[system.data], tmp_path / name, system, *QUIET, *saving, *more)
-        found.append(entries(run_in_process("train", args), "valid_loss")[-1])
-    difference = abs(found[1] / found[0] - 1)
-    figure("R13", f"bf16 and fp32 differ after {UPDATES} updates by, at most", round(difference, 4), largest=True)
-    assert difference < 0.01, found
+        found = []
+        for seed in SEEDS:
+            saving = ("--max-update", str(UPDATES), "--no-save", "--validate-interval", "1000000", "--seed", seed)
+            args = train_args(datasets[system.data], tmp_path / name, system, *QUIET, *saving, *more)
+            found.append(entries(run_in_process("train", args), "valid_loss")[-1])
+        sums.append(sum(found))
+    difference = abs(sums[1] / sums[0] - 1)
+    mean = f"mean of {len(SEEDS)} seeds"
+    figure(
+        "R13", f"bf16 and fp32 differ after {UPDATES} updates by, at most, {mean}", round(difference, 4), largest=True
+    )
+    assert difference < 0.01, sums
 
     many = ("--max-update", str(MANY), "--no-save", "--disable-validation", "--cpu-bf16", "--log-interval", "10")
     output = run_in_process("train", train_args(datasets[system.data], tmp_path, system, *many))
