@@ -204,7 +204,7 @@ def _gradients(ctx: Any, grad: Tensor, positions: Tensor, spans: Any, out: Tenso
             total[:, heads, window] = part.view(*form, -1, group.dim)[:, :, group.front :].to(grad.dtype)
         grad_table[: group.width] += parts.table.flip(0)
         if grad_keys is not None and grad_values is not None:
-            grad_keys[heads], grad_values[heads] = parts.constant
+            grad_keys[heads], grad_values[heads] = (one.to(keys.dtype) for one in parts.constant)
         if grad_spans is not None and ctx.needs_input_grad[6]:
             if spans.dim() > 1:
                 grad_spans[:, heads] = parts.spans

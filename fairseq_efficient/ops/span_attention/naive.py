@@ -46,7 +46,7 @@ def span_attention(
     blind = scores.eq(float("-inf")).all(3, keepdim=True)  # a query that sees nothing gives zero, not NaN
     probs = scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
     probs = torch.dropout(probs, dropout_p, dropout_p > 0)
-    return torch.einsum("bhij,bhjd->bhid", probs, v)
+    return torch.einsum("bhij,bhjd->bhid", probs.to(q.dtype), v)
 
 
 def span_attention_step(

@@ -21,6 +21,7 @@ from tests.fairseq_efficient.ops.span_attention_inputs import (
     SIZES,
     SPANS,
     inputs,
+    leaves,
     small_tiles,  # noqa: F401
     spans_of,
     with_gradients,
@@ -123,6 +124,34 @@ def test_bfloat16_scores_are_close():
     found = span_attention(**low, spans=spans, ramp=4)
     assert found.dtype == torch.bfloat16
     assert_close(found.float(), exact.detach(), 0.06, 0.06)
+
+
+@SPANS
+@pytest.mark.parametrize("constant", [0, 3])
+@pytest.mark.parametrize("price", [0, 1e9], ids=["every head alone", "all heads together"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_in_half_precision(
+    kind: str, constant: int, price: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    """Close to those of the reference in fp32 on the same numbers, each in its input's precision."""
+    monkeypatch.setattr("fairseq_efficient.ops.span_attention.common._GROUP", price)
+    spans = spans_of(kind, 2, 3, 20, 24)
+    exact = {**inputs(20, 40, constant=constant, dtype=dtype), "spans": None if spans is None else spans.float()}
+    low = dict(exact)
+    for name, one in exact.items():
+        if name == "constant":
+            exact[name] = tuple(part.detach().float().requires_grad_() for part in one)
+        elif one is not None:
+            exact[name] = one.detach().float().requires_grad_()
+    if spans is not None:
+        low["spans"] = exact["spans"].detach().requires_grad_()
+    expected = with_gradients(naive_module.span_attention, {**exact, "ramp": 5})
+    for op in (span_attention, naive_module.span_attention):
+        found = with_gradients(op, {**low, "ramp": 5})
+        assert [one.dtype for one in found[1:]] == [one.dtype for one in leaves(low)]
+        for mine, theirs in zip(found, expected, strict=True):
+            bound = 0.02 * theirs.norm() + 0.02
+            assert mine.isfinite().all() and (mine.float() - theirs).norm() < bound
 
 
 # --- what the mathematics says ---------------------------------------------------------------------------------------
