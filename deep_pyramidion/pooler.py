@@ -9,6 +9,7 @@ from torch.nn.functional import linear
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.ops.topk_halving import Pooled, topk_halving
+from fairseq_efficient.precision import wide
 from fairseq_efficient.schedules import geometric
 
 LARGEST_BASE = 1e6  # powers of scores up to 1 stay far from fp32's limit
@@ -68,7 +69,7 @@ class TopkPooler(nn.Module):
         """(B, T, C) -> (B, T) in (1e-5, 1 + 1e-5], fp32 whatever the precision of x (ties would decide otherwise)."""
         scorer = self.scorer[str(layer)]
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            x = wide(x)
             for module in scorer if isinstance(scorer, nn.Sequential) else [scorer]:
                 x = linear(x, module.weight.to(x), module.bias.to(x)) if isinstance(module, nn.Linear) else module(x)
             return x.squeeze(-1).sigmoid() + 1e-5

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from dynamic_pooling.config import PREDICTED
+from fairseq_efficient.precision import wide_dtype
 
 
 class Boundaries(NamedTuple):
@@ -44,7 +45,7 @@ class BoundaryPredictor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+            kind = wide_dtype(x.dtype)
             hidden = self.activation(linear(x.to(kind), self.fc1.weight.to(kind), self.fc1.bias.to(kind)))
             return linear(hidden, self.fc2.weight.to(kind), self.fc2.bias.to(kind)).squeeze(-1)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynamic_pooling.smoothing import closing_probability, smooth_segments, smooth_step
 from fairseq_efficient.ops.segment_pool import segment_layout, segment_pool, upsample
+from fairseq_efficient.precision import wide_dtype
 from fairseq_efficient.state import LayerCache
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ def empty_state(decoder: "HourglassDecoder", rows: int) -> HourglassState:
     """A state for R rows; the null segment is read already."""
     o = decoder.options
     like = decoder.embed_tokens.weight
-    wide = torch.float64 if like.dtype == torch.float64 else torch.float32
     pre = [LayerCache() for _ in decoder.pre.layers]
     if decoder.boundary_rule is None:
         empty = like.new_zeros(rows, 0)
@@ -55,7 +55,7 @@ def empty_state(decoder: "HourglassDecoder", rows: int) -> HourglassState:
         pre,
         [LayerCache.ragged(rows, like.device) for _ in decoder.short.layers],
         [LayerCache() for _ in decoder.post.layers],
-        torch.zeros(rows, o.layer.dim, dtype=wide, device=like.device),
+        torch.zeros(rows, o.layer.dim, dtype=wide_dtype(like.dtype), device=like.device),
         torch.zeros(rows, dtype=torch.long, device=like.device),
         like.new_zeros(rows, o.layer.dim),
     )

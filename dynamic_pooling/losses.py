@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dynamic_pooling.boundaries import Boundaries, BoundaryOptions
 from fairseq_efficient.losses import binomial_nll, boundary_bce, entropy_spikes, ratio_loss
+from fairseq_efficient.precision import wide
 
 
 def boundary_loss(
@@ -21,7 +22,7 @@ def boundary_loss(
     if kind == "gumbel":
         trials = (~padding_mask).sum(1)
         if options.rate_loss == "binomial":
-            return {"boundary": binomial_nll(found.values.float().sum(1), trials, options.prior).sum()}, None
+            return {"boundary": binomial_nll(wide(found.values).sum(1), trials, options.prior).sum()}, None
         assert found.probability is not None
         ratio = ratio_loss(found.values, found.probability, padding_mask, options.prior)
         return {"boundary": (ratio * trials).sum()}, None

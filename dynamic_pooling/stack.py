@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from fairseq import utils
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch.nn.functional import dropout
 from fairseq_efficient.modules.layer_steps import add_residual, in_place_activation
 from fairseq_efficient.modules.relative_self_attention import RelativeSelfAttention, sinusoids
 from fairseq_efficient.modules.rotary_self_attention import RotarySelfAttention, rotary_table
+from fairseq_efficient.precision import wide_dtype
 from fairseq_efficient.state import LayerCache
 
 
@@ -103,10 +103,11 @@ class Stack(nn.Module):
 
     def positions(self, length: int, like: Tensor, biases: Sequence[Tensor] = ()) -> Positions:
         """Tables for sequences of up to ``length``; dropout on the relative one in training."""
+        kind = wide_dtype(like.dtype)
         if self.options.rotary:
             cos, sin = rotary_table(length, self.options.head_dim, like.device)
-            return Positions((cos.to(_wide(like)), sin.to(_wide(like))))
-        table = sinusoids(length, self.options.dim, like.device, _wide(like)).to(like.dtype)
+            return Positions((cos.to(kind), sin.to(kind)))
+        table = sinusoids(length, self.options.dim, like.device, kind).to(like.dtype)
         return Positions(dropout(table, self.options.dropout, self.training), *biases)
 
     def forward(self, x: Tensor, positions: Positions, lengths: Sequence[int] | None = None) -> Tensor:
@@ -130,10 +131,6 @@ class Stack(nn.Module):
 
     def _end(self, x: Tensor) -> Tensor:
         return x if self.layer_norm is None else self.layer_norm(x)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def activation(name: str) -> Any:

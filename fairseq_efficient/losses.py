@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+from fairseq_efficient.precision import wide
 
 
 def binomial_nll(ones: Tensor, trials: Tensor, rate: float) -> Tensor:
@@ -18,7 +16,7 @@ def binomial_nll(ones: Tensor, trials: Tensor, rate: float) -> Tensor:
     Returns:
         (B,), nats, >= 0.
     """
-    ones = _at_least_fp32(ones)
+    ones = wide(ones)
     trials = trials.to(ones.dtype)
     zeros = trials - ones
     ways = torch.lgamma(trials + 1) - torch.lgamma(ones + 1) - torch.lgamma(zeros + 1)
@@ -38,7 +36,7 @@ def ratio_loss(hard: Tensor, probability: Tensor, padding_mask: Tensor | None, r
     Returns:
         (B,).
     """
-    probability = _at_least_fp32(probability)
+    probability = wide(probability)
     hard = hard.detach().to(probability.dtype)
     if padding_mask is None:
         share, mean = hard.mean(1), probability.mean(1)
@@ -60,7 +58,7 @@ def boundary_bce(logits: Tensor, targets: Tensor, padding_mask: Tensor | None, t
     Returns:
         (), in nats.
     """
-    logits = _at_least_fp32(logits)
+    logits = wide(logits)
     loss = binary_cross_entropy_with_logits(
         logits.sigmoid() if twice else logits, targets.to(logits.dtype), reduction="none"
     )
@@ -79,7 +77,7 @@ def entropy_spikes(logits: Tensor, left: int) -> Tensor:
         (B, T) bool, without gradient. Values at pads are arbitrary.
     """
     with torch.no_grad():
-        log_probs = torch.log_softmax(_at_least_fp32(logits.detach()), -1)
+        log_probs = torch.log_softmax(wide(logits.detach()), -1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
         spikes = torch.ones_like(entropy, dtype=torch.bool)
         for distance in range(1, min(left, entropy.size(1) - 1) + 1):

@@ -1,4 +1,4 @@
-"""bfloat16 on the CPU, behind our model flag ``--cpu-bf16``.
+"""What stays fp32 under any precision flag; and bfloat16 on the CPU, behind our model flag ``--cpu-bf16``.
 
 fairseq's ``--bf16`` and ``--fp16`` convert the whole model and need a GPU; ``torch.autocast`` keeps fp32 weights and
 runs the matrix products in bf16, which current CPUs do several times faster.
@@ -7,6 +7,17 @@ runs the matrix products in bf16, which current CPUs do several times faster.
 import contextlib
 
 import torch
+from torch import Tensor
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp32, or ``dtype`` if that is wider: of scores, gates and sums."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in fp32, or as it is if it is wider."""
+    return x.to(wide_dtype(x.dtype))
 
 
 def cpu_bf16_autocast(enabled: bool, device: torch.device) -> contextlib.AbstractContextManager[object]:

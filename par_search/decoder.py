@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, dropout
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.modules.relative_self_attention import sinusoids
 from fairseq_efficient.modules.stream_decoder import DecodingState, StreamDecoder, StreamOptions
-from fairseq_efficient.precision import cpu_bf16_autocast
+from fairseq_efficient.precision import cpu_bf16_autocast, wide, wide_dtype
 from fairseq_efficient.state import WindowCache
 from par_search.blocks import AttentionBlock, BlockOptions, FeedForwardBlock, Reach
 
@@ -117,7 +117,7 @@ class BlockDecoder(StreamDecoder):
     def _table(self, count: int, like: Tensor) -> Tensor:
         table: Tensor = self.position_table
         if table.size(0) < count or like.dtype == torch.float64:
-            table = sinusoids(count, self.dim, like.device, torch.promote_types(like.dtype, torch.float32))
+            table = sinusoids(count, self.dim, like.device, wide_dtype(like.dtype))
         return table[:count].to(like.dtype)
 
     def _end(self, x: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class BlockDecoder(StreamDecoder):
         if self.adaptive_softmax is not None:
             loss: Tensor = self.adaptive_softmax.loss(output, target, reduce)
             return loss
-        logits = output.flatten(0, 1) if output.dtype == torch.float64 else output.flatten(0, 1).float()
+        logits = wide(output.flatten(0, 1))
         how = "sum" if reduce else "none"
         return cross_entropy(logits, target.flatten(), ignore_index=self.pad, reduction=how)
 

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.ops.relaxed_onehot import gumbel_like, relaxed_onehot
+from fairseq_efficient.precision import wide
 from fairseq_efficient.schedules import geometric, linear
 from fairseq_efficient.state import LayerCache
 from par_search.blocks import AttentionBlock, BlockOptions, FeedForwardBlock, Reach
@@ -100,7 +101,7 @@ class SupernetDecoder(BlockDecoder):
 
     def probabilities(self) -> Tensor:
         """(L, 3) of attention, feed-forward and identity, in fp32 or better, with gradient."""
-        return torch.softmax(self.alpha if self.alpha.dtype == torch.float64 else self.alpha.float(), -1)
+        return torch.softmax(wide(self.alpha), -1)
 
     def entropies(self) -> Tensor:
         """(L,) of each block's choice, in nats."""

@@ -10,6 +10,7 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss
 
 from fairseq_efficient.checkpoints import read_checkpoint
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.precision import wide
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,6 @@ class Teacher:
 def divergence(logits: Tensor, taught: Tensor, temperature: float = 1.0, regression: bool = False) -> Tensor:
     """``temperature^2 KL(teacher || student)`` over the last dimension, or the squared error; a sum over the others."""
     if regression:
-        return mse_loss(logits.float(), taught.float(), reduction="sum")
-    ours, theirs = (log_softmax(x.float() / temperature, -1) for x in (logits, taught))
+        return mse_loss(wide(logits), wide(taught), reduction="sum")
+    ours, theirs = (log_softmax(wide(x) / temperature, -1) for x in (logits, taught))
     return temperature**2 * kl_div(ours, theirs, reduction="sum", log_target=True)

@@ -8,6 +8,7 @@ from torch.nn.functional import layer_norm, linear
 
 from fairseq_efficient.compat.optim import learning_rate_times
 from fairseq_efficient.ops.relaxed_onehot import gumbel_like, relaxed_onehot
+from fairseq_efficient.precision import wide_dtype
 
 SKIP, KEEP = 0, 1
 INIT_STD = 0.02
@@ -49,7 +50,7 @@ class SkimPredictor(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> logits (..., 2) to skip and to keep, in fp32 or better under any precision."""
-        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+        kind = wide_dtype(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             for layer in list[Any](self):
                 if isinstance(layer, nn.GELU):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.precision import wide
 from skimming.config import SkimQuestionAnsweringConfig
 from skimming.criterion import SkimLoss
 from skimming.distillation import divergence
@@ -45,7 +46,7 @@ class SkimQuestionAnswering(SkimLoss, FairseqCriterion):
         output = model(
             **sample["net_input"], features_only=True, classification_head_name=self.classification_head_name
         )
-        logits = output[0].float()
+        logits = wide(output[0])
         if logits.dim() != 3 or logits.size(-1) != 2:
             raise UserError(f"head {self.classification_head_name} gives {tuple(logits.shape)}, not two scores a token")
         hidden = self._hidden(logits, sample)
@@ -66,7 +67,7 @@ class SkimQuestionAnswering(SkimLoss, FairseqCriterion):
     def distance(self, logits: Tensor, taught: Tensor, sample: Any) -> Tensor:
         """Mean over start and end of the distance over a window's tokens."""
         padding = sample["net_input"]["src_tokens"].eq(self.task.source_dictionary.pad()).unsqueeze(-1)
-        ours, theirs = (x.float().masked_fill(padding, -1e4).transpose(1, 2) for x in (logits, taught))
+        ours, theirs = (wide(x).masked_fill(padding, -1e4).transpose(1, 2) for x in (logits, taught))
         return divergence(ours, theirs, self.distill_temperature) / 2
 
     # --- validation ---------------------------------------------------------------------------------------------------

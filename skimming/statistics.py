@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq_efficient.precision import wide
 from skimming.flops import EncoderSizes, dense_macs, skim_macs
 
 
@@ -50,7 +51,7 @@ class SkimCounts:
     def ratio(self) -> Tensor:
         """Kept share of each sentence's real tokens, averaged over layers: (B,) fp32 or better."""
         kept = torch.stack(list(self.kept if self.with_padding is None else self.with_padding))
-        kept = kept if kept.is_floating_point() else kept.float()
+        kept = wide(kept)
         if self.with_padding is not None:
             return kept.mean(0) / max(self.width, 1)
         return kept.mean(0) / self.lengths.clamp(min=1)

@@ -43,7 +43,8 @@ def within(name: str, *packages: str) -> bool:
 
 
 FLOORS = (  # of fairseq_efficient, from the ground up: a room imports rooms of the floors below, never of its own
-    ("beam", "errors", "losses", "ops", "precision", "rates", "recording", "schedules", "stream_memory", "systems"),
+    ("errors", "precision", "schedules", "systems"),
+    ("beam", "losses", "ops", "rates", "recording", "stream_memory"),
     ("comma_lists", "files", "flags", "originals"),
     ("bench", "checkpoint_pickles", "data", "state", "text"),
     ("checkpoint_sizes", "huggingface", "modules", "tensor_files"),
@@ -167,6 +168,13 @@ def test_random_draws_come_from_torchs_global_generator():
     for path in SOURCES:
         if within(module_of(path), *SYSTEMS, "fairseq_efficient.modules", "fairseq_efficient.ops"):
             assert not drawn.search(path.read_text(encoding="utf-8")), path
+
+
+def test_fp32_or_better_is_said_by_precision_alone():
+    spelled = re.compile(r"promote_types\([^)]*torch\.float32\)|torch\.float64 else")
+    for path in SOURCES:
+        if module_of(path) != "fairseq_efficient.precision":
+            assert not spelled.search(path.read_text(encoding="utf-8")), path
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, dropout, linear, log_softmax
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.ops.optimal_cutoffs import band_width
-from fairseq_efficient.precision import cpu_bf16_autocast
+from fairseq_efficient.precision import cpu_bf16_autocast, wide
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class ExactAdaptiveSoftmax(AdaptiveSoftmax):
         """
         with self._half(input):
             output, targets = super().forward(input, target)
-        output = [one if one is None else _wide(one) for one in output]
+        output = [one if one is None else wide(one) for one in output]
         if self.training:  # every parameter gets a gradient in every update, as DDP wants
             unused = [tail for tail, one in zip(self.tail, output[1:], strict=True) if one is None]
             for tail in unused:
@@ -144,11 +144,11 @@ class ExactAdaptiveSoftmax(AdaptiveSoftmax):
         bounds = torch.tensor(self.cutoff[:-1], device=target.device)
         band = torch.bucketize(target, bounds, right=True)  # 0 is the head
         head_target = torch.where(band == 0, target, self.cutoff[0] + band - 1)
-        total = cross_entropy(_wide(self.head(states)), head_target, ignore_index=self.pad, reduction="none")
+        total = cross_entropy(wide(self.head(states)), head_target, ignore_index=self.pad, reduction="none")
         total = total.sum() if reduce else total
         for number, tail in enumerate(self.tail):
             rows = (band == number + 1).nonzero().squeeze(1)
-            logits = _wide(tail(states.index_select(0, rows)))
+            logits = wide(tail(states.index_select(0, rows)))
             local = target.index_select(0, rows) - self.cutoff[number]
             if reduce:
                 total = total + cross_entropy(logits, local, reduction="sum")
@@ -162,13 +162,13 @@ class ExactAdaptiveSoftmax(AdaptiveSoftmax):
             return self._log_prob(input.reshape(-1, input.size(-1))).view(*input.shape[:-1], -1)
 
     def _log_prob(self, states: Tensor) -> Tensor:
-        head = log_softmax(_wide(self.head(states)), -1)
+        head = log_softmax(wide(self.head(states)), -1)
         first = self.cutoff[0]
         found = head.new_empty(states.size(0), self.vocab_size)
         found[:, :first] = head[:, :first]
         for number, tail in enumerate(self.tail):
             start, end = self.cutoff[number], self.cutoff[number + 1]
-            found[:, start:end] = log_softmax(_wide(tail(states)), -1) + head[:, first + number, None]
+            found[:, start:end] = log_softmax(wide(tail(states)), -1) + head[:, first + number, None]
         return found
 
 
@@ -239,10 +239,6 @@ class _Head(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         y = self.words.narrow(states)
         return torch.cat([linear(y, self.words.weight, self.words.bias), self.class_proj(y)], -1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def parse_cutoffs(flag: str, text: str | None, types: int, pad: int) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from fairseq_efficient.modules.layer_steps import attention_dropout
+from fairseq_efficient.precision import wide
 from fairseq_efficient.state import CrossAttentionCache, SelfAttentionCache
 
 _STATE = "attention_cache"
@@ -104,7 +105,7 @@ class CachedCrossAttention(MultiheadAttention):
         out = self.out_proj(out.reshape(length, rows, self.embed_dim))
         if not (need_weights or need_head_weights):
             return out, None
-        scores = torch.matmul(q, cache.keys.transpose(2, 3)).float() * self.scaling
+        scores = wide(torch.matmul(q, cache.keys.transpose(2, 3))) * self.scaling
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         weights = scores.softmax(-1).view(sentences, self.num_heads, beam, length, -1)

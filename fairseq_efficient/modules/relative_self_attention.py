@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 
 from fairseq_efficient.modules.fused_self_attention import FusedSelfAttention, next_size, remember
 from fairseq_efficient.ops.relative_attention import relative_attention, relative_attention_step
+from fairseq_efficient.precision import wide_dtype
 from fairseq_efficient.state import LayerCache, WindowCache
 
 
@@ -142,8 +143,7 @@ class RelativeSelfAttention(FusedSelfAttention):
         keys, values, lengths = remember(cache, rows, k, v)
         count = next_size(cache, keys.size(2))
         if count is not None:
-            exact = torch.promote_types(x.dtype, torch.float32)
-            cache.table = self.project_positions(sinusoids(count, self.embed_dim, x.device, exact))
+            cache.table = self.project_positions(sinusoids(count, self.embed_dim, x.device, wide_dtype(x.dtype)))
         assert cache.table is not None
         out = relative_attention_step(
             q, keys, values, cache.table, content_bias, position_bias, lengths, window=self.window

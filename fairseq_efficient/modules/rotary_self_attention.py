@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from fairseq_efficient.modules.fused_self_attention import FusedSelfAttention, causal_mask, next_size, remember
+from fairseq_efficient.precision import wide_dtype
 from fairseq_efficient.state import LayerCache
 
 
@@ -22,8 +23,8 @@ def rotary_table(
         raise ValueError(f"rotary positions need an even number of channels per head, got {dim}")
     frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
     angle = torch.arange(count, dtype=torch.float64, device=device).unsqueeze(1) * frequency
-    wide = torch.promote_types(dtype, torch.float32)
-    return angle.cos().to(wide), angle.sin().to(wide)
+    kind = wide_dtype(dtype)
+    return angle.cos().to(kind), angle.sin().to(kind)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

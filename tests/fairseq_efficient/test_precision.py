@@ -1,9 +1,25 @@
-"""bfloat16 autocast: on the CPU, when asked for."""
+"""What stays fp32; and bfloat16 autocast: on the CPU, when asked for."""
 
 import pytest
 import torch
 
-from fairseq_efficient.precision import cpu_bf16_autocast
+from fairseq_efficient.precision import cpu_bf16_autocast, wide, wide_dtype
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.int64, torch.float32),
+    ],
+)
+def test_wide_is_fp32_or_better(given: torch.dtype, expected: torch.dtype):
+    x = torch.ones(3, dtype=given)
+    assert wide_dtype(given) == expected == wide(x).dtype
+    assert (wide(x) is x) == (given == expected)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from fairseq_efficient.ops.relative_attention.common import check_arguments
+from fairseq_efficient.precision import wide_dtype
 
 _QUERIES = 128  # per tile, about
 _TILE = {"cpu": 1 << 20, "cuda": 1 << 25}  # scores per tile, about: what stays in a CPU's cache
@@ -113,12 +114,8 @@ def relative_attention_step(
             hidden = distance >= window if hidden is None else hidden | (distance >= window)
         if hidden is not None:
             scores = scores.masked_fill(hidden[:, None, None, :], float("-inf"))
-        probs = scores.softmax(-1, dtype=_wide(q.dtype)).to(q.dtype)
+        probs = scores.softmax(-1, dtype=wide_dtype(q.dtype)).to(q.dtype)
         return torch.matmul(probs, v.to(q.dtype))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 class _Tile(NamedTuple):
@@ -233,9 +230,9 @@ class _Plan:
         scores.baddbmm_(content[p0:p1, i0:i1], k[p0:p1, lo:hi].transpose(1, 2))
         self.hide(scores, tile)
         probs = _by_key(memory, tile) if probs is None else probs
-        if _wide(self.dtype) == self.dtype:
+        if wide_dtype(self.dtype) == self.dtype:
             return torch.softmax(scores, -1, out=probs)
-        return probs.copy_(scores.softmax(-1, dtype=_wide(self.dtype)))
+        return probs.copy_(scores.softmax(-1, dtype=wide_dtype(self.dtype)))
 
     def kept(self, tile: _Tile) -> Tensor:
         """A draw of the weights that dropout keeps, (P, m, n) of 0 and 1."""
@@ -327,7 +324,7 @@ def _gradients(
     plan: _Plan, grad: Tensor, q, k, v, r, content_bias, position_bias, out, probabilities
 ) -> tuple[Tensor, ...]:
     """Of q, k, v, r and the two biases."""
-    wide = _wide(plan.dtype)
+    wide = wide_dtype(plan.dtype)
     if plan.blind is not None:
         grad = grad.masked_fill(plan.blind, 0.0)
     share = (grad.to(wide) * out.to(wide)).sum(-1, keepdim=True).flatten(0, 1)  # (pairs, T, 1)

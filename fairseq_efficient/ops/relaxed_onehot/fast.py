@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fairseq_efficient.precision import wide, wide_dtype
+
 
 def gumbel_like(logits: Tensor) -> Tensor:
     """Independent Gumbel(0, 1) noise of the shape of ``logits``, in fp32 or better, from torch's global generator.
 
     ``argmax(logits + noise)`` then is k with probability ``softmax(logits)[k]``, at any temperature.
     """
-    kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    kind = wide_dtype(logits.dtype)
     waiting = torch.empty(logits.shape, dtype=kind, device=logits.device).exponential_()
     # -log(Exp(1)) is Gumbel(0, 1); an exponential may be drawn as 0 exactly
     return waiting.clamp_(min=torch.finfo(kind).tiny).log_().neg_()
@@ -36,7 +38,7 @@ def relaxed_onehot(logits: Tensor, temperature: float = 1.0, hard: bool = True, 
     """
     if not temperature > 0:
         raise ValueError(f"temperature {temperature} must be greater than 0")
-    scores = logits if logits.dtype == torch.float64 else logits.float()
+    scores = wide(logits)
     if noise is not None:
         scores = scores + noise
     if not hard:

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from fairseq_efficient.precision import wide, wide_dtype
+
 
 def gumbel_like(logits: Tensor) -> Tensor:
     """Same contract as :func:`fairseq_efficient.ops.relaxed_onehot.fast.gumbel_like`."""
     uniform = torch.rand(logits.shape, dtype=torch.float64, device=logits.device).clamp(1e-300, 1 - 1e-16)
-    kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    kind = wide_dtype(logits.dtype)
     return (-torch.log(-torch.log(uniform))).to(kind)
 
 
@@ -15,7 +17,7 @@ def relaxed_onehot(logits: Tensor, temperature: float = 1.0, hard: bool = True, 
     """Same contract as :func:`fairseq_efficient.ops.relaxed_onehot.fast.relaxed_onehot`."""
     if not temperature > 0:
         raise ValueError(f"temperature {temperature} must be greater than 0")
-    scores = logits if logits.dtype == torch.float64 else logits.float()
+    scores = wide(logits)
     if noise is not None:
         scores = scores + noise
     soft = torch.softmax(scores / temperature, -1)

@@ -20,6 +20,7 @@ from fairseq_efficient.ops.segment_pool.common import (
     check_upsample_arguments,
     hard_boundaries,
 )
+from fairseq_efficient.precision import wide, wide_dtype
 
 
 def segment_layout(boundaries: Tensor, padding_mask: Tensor | None = None, groups: int | None = None) -> SegmentLayout:
@@ -172,12 +173,11 @@ def _runs(x: Tensor, tokens: Tensor, bags: Tensor, counts: Tensor | None = None)
     batch, length, channels = x.shape
     flat = x.detach().reshape(batch * length, channels)
     if x.dtype == torch.float16 and not x.is_cuda:
-        flat = flat.float()
+        flat = wide(flat)
     mode = "mean" if x.is_cuda and counts is not None else "sum"
     out = embedding_bag(tokens, flat, bags, mode=mode)[:-1].view(batch, -1, channels)
     if counts is not None and mode == "sum":
-        wide = torch.promote_types(x.dtype, torch.float32)
-        out = out.to(wide).div_(counts.clamp(min=1).to(wide).unsqueeze(-1))
+        out = wide(out).div_(counts.clamp(min=1).to(wide_dtype(x.dtype)).unsqueeze(-1))
     return out.to(x.dtype)
 
 
@@ -190,8 +190,8 @@ def _by_chunks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 def _dots(one: Tensor, two: Tensor) -> Tensor:
     """(n, D), (n, D) -> (n,) in fp32 or better."""
-    wide = torch.promote_types(one.dtype, torch.float32)
-    return (one.to(wide) * two.to(wide)).sum(-1)
+    kind = wide_dtype(one.dtype)
+    return (one.to(kind) * two.to(kind)).sum(-1)
 
 
 class _Pool(torch.autograd.Function):
@@ -229,7 +229,7 @@ class _Pool(torch.autograd.Function):
             grad_null = grad[:, 0].sum(0, dtype=ctx.null_dtype)
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             column = _columns(ctx.layout, ctx.kind)
-            share = counts.to(torch.promote_types(grad.dtype, torch.float32)).reciprocal()
+            share = counts.to(wide_dtype(grad.dtype)).reciprocal()
             share = share.masked_fill(counts == 0, 0.0)
             grad_hidden = _take((grad * share.unsqueeze(-1)).to(grad.dtype), column)
         if ctx.needs_input_grad[1] and grad_hidden is not None:
@@ -261,8 +261,7 @@ def _interior(hidden: Tensor, grad: Tensor, column: Tensor, place: Tensor, ends:
 def _merging(values: Tensor, grad: Tensor, counts: Tensor, column: Tensor, place: Tensor, ends: Tensor) -> Tensor:
     """(B, T) float64: at a boundary between closed segments of n and m tokens, what both lose by becoming one,
     <m g_j - n g_{j+1}, s_j - s_{j+1}> / (n + m); zero elsewhere."""
-    wide = torch.promote_types(values.dtype, torch.float32)
-    count = counts.view(-1, 1).to(wide)
+    count = counts.view(-1, 1).to(wide_dtype(values.dtype))
     g, s = grad.flatten(0, 1), values.flatten(0, 1)
     # neighbours in the flattened columns; the last column of a row and the first of the next are never both segments
     loss = _by_chunks(_loss_by_merging, g[:-1], g[1:], s[:-1], s[1:], count[:-1], count[1:])

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fairseq_efficient.precision import wide
+
 _GROUP = 48  # a group of heads of its own costs about as much as so many more distances of one head
 
 
@@ -18,7 +20,7 @@ def soft_mask(spans: Tensor, ramp: int, distances: int) -> Tensor:
     Returns:
         (..., distances), by ascending distance from 1.
     """
-    spans = spans.to(torch.promote_types(spans.dtype, torch.float32))
+    spans = wide(spans)
     x = torch.arange(distances, dtype=spans.dtype, device=spans.device)
     return ((ramp + spans.unsqueeze(-1) - x) / ramp).clamp(0, 1)
 

@@ -16,6 +16,7 @@ from fairseq_efficient.ops.span_attention.common import (
     span_width,
 )
 from fairseq_efficient.ops.span_attention.tiles import Group, Tile, Workspace
+from fairseq_efficient.precision import wide_dtype
 
 
 def span_attention(
@@ -89,7 +90,6 @@ def span_attention_step(
     """
     check_arguments(q, k, v, positions, spans, ramp, constant, 0.0)
     seen = min(k.size(2), positions.size(0))
-    wide = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
         q = q * (q.size(3) ** -0.5 if scale is None else scale)
         k, v = (x[:, :, x.size(2) - seen :].to(q.dtype) for x in (k, v))
@@ -101,7 +101,7 @@ def span_attention_step(
             keys, values = (x.to(q.dtype) for x in constant)
             scores = torch.cat([scores, torch.matmul(q, keys.transpose(1, 2)).to(scores.dtype)], 3)
             v = torch.cat([v, values.expand(q.size(0), -1, -1, -1)], 2)
-        return torch.matmul(scores.softmax(-1, dtype=wide).to(q.dtype), v)
+        return torch.matmul(scores.softmax(-1, dtype=wide_dtype(q.dtype)).to(q.dtype), v)
 
 
 def _groups(
@@ -187,12 +187,12 @@ def _gradients(ctx: Any, grad: Tensor, positions: Tensor, spans: Any, out: Tenso
     """Of q, k, v, positions, constant keys and values, and spans."""
     shape, key_shape = ctx.shapes
     tensors = iter(saved)
-    wide = torch.promote_types(grad.dtype, torch.float32)
+    kind = wide_dtype(grad.dtype)
     grad_q = grad.new_empty(shape)
     grad_k, grad_v = (grad.new_zeros(key_shape) for _ in range(2))
-    grad_table = torch.zeros(positions.shape, dtype=wide, device=grad.device)
+    grad_table = torch.zeros(positions.shape, dtype=kind, device=grad.device)
     grad_keys, grad_values = (None, None) if keys is None else (torch.zeros_like(keys), torch.zeros_like(keys))
-    grad_spans = None if spans is None else torch.zeros(spans.shape, dtype=wide, device=grad.device)
+    grad_spans = None if spans is None else torch.zeros(spans.shape, dtype=kind, device=grad.device)
     for skeleton in ctx.groups:
         group = skeleton.with_tensors(tensors)
         parts = _Backward(group, grad, out, ctx.dropout_p, ctx.needs_input_grad[6]).run()
@@ -221,16 +221,16 @@ class _Backward:
 
     def __init__(self, group: Group, grad: Tensor, out: Tensor, dropout_p: float, of_spans: bool):
         self.group, self.dropout_p, self.of_spans = group, dropout_p, of_spans
-        self.wide = wide = torch.promote_types(grad.dtype, torch.float32)
+        self.kind = kind = wide_dtype(grad.dtype)
         self.grad = group.pick(grad).flatten(0, 1).contiguous()
-        share = (group.pick(grad).to(wide) * group.pick(out).to(wide)).sum(-1, keepdim=True).flatten(0, 1)
+        share = (group.pick(grad).to(kind) * group.pick(out).to(kind)).sum(-1, keepdim=True).flatten(0, 1)
         if group.blind:
             self.grad = self.grad.index_fill(1, torch.zeros(1, dtype=torch.long, device=grad.device), 0)
             share[:, 0] = 0
         self.share = share.neg_().to(grad.dtype)  # (pairs, M, 1)
 
         def make(shape: Any) -> Tensor:
-            return torch.zeros(shape, dtype=wide, device=grad.device)
+            return torch.zeros(shape, dtype=kind, device=grad.device)
 
         self.query, self.key, self.value = make(group.query.shape), make(group.key.shape), make(group.value.shape)
         self.table = make(group.table.shape)  # by descending distance
@@ -304,11 +304,11 @@ class _Backward:
         if group.by_query:
             assert group.spans is not None
             slope = group.slope(group.spans[rows, heads, i0:i1], width)
-            self.spans[rows, heads, i0:i1] = (by_head.to(self.wide) * slope).sum(-1)
+            self.spans[rows, heads, i0:i1] = (by_head.to(self.kind) * slope).sum(-1)
         else:
             far = max(0, width - group.sure)  # nearer ones have no slope
             start = group.width - width
-            self.spans[heads, start : start + far] += by_head[..., :far].sum((0, 2), dtype=self.wide)
+            self.spans[heads, start : start + far] += by_head[..., :far].sum((0, 2), dtype=self.kind)
 
 
 def _add_product(total: Tensor, one: Tensor, two: Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fairseq_efficient.ops.span_attention.common import check_arguments, check_keys, soft_mask
+from fairseq_efficient.precision import wide_dtype
 
 
 def span_attention(
@@ -32,7 +33,7 @@ def span_attention(
     index = (distance - 1).clamp(0, most - 1)
     mask = torch.ones(1, 1, 1, most, dtype=q.dtype, device=q.device)
     if spans is not None:
-        mask = soft_mask(spans, ramp, most).to(torch.promote_types(q.dtype, torch.float32))
+        mask = soft_mask(spans, ramp, most).to(wide_dtype(q.dtype))
         mask = mask[None, :, None] if spans.dim() == 1 else mask  # (1, H or 1, 1, S) or (B, H, M, S)
     mask = mask.expand(*mask.shape[:2], queries, most).gather(3, index.expand(*mask.shape[:2], -1, -1))
     visible = visible & (mask > 0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fairseq_efficient.ops.span_attention.common import check_arguments, check_keys, soft_mask, span_width
+from fairseq_efficient.precision import wide_dtype
 
 _STEP = 64  # columns by which the published code trims
 _EPS = 1e-8
@@ -40,7 +41,6 @@ def masked_after_softmax(
     check_arguments(q, k, v, positions, spans, ramp, constant, dropout_p)
     check_keys(q, k)
     columns, queries, keys = positions.size(0), q.size(2), k.size(2)
-    wide = torch.promote_types(q.dtype, torch.float32)
     distance = torch.arange(keys - queries, keys, device=q.device).unsqueeze(1) - torch.arange(keys, device=q.device)
     index = (distance - 1).clamp(0, columns - 1)
     q = q * (q.size(3) ** -0.5 if scale is None else scale)
@@ -55,6 +55,6 @@ def masked_after_softmax(
         mask = torch.cat([mask, mask.new_ones(*q.shape[:3], constant[0].size(1))], 3)
         v = torch.cat([v, constant[1].to(v.dtype).expand(v.size(0), -1, -1, -1)], 2)
     blind = scores.eq(float("-inf")).all(3, keepdim=True)
-    probs = scores.masked_fill(blind, 0.0).softmax(-1, dtype=wide).masked_fill(blind, 0.0) * mask
+    probs = scores.masked_fill(blind, 0.0).softmax(-1, dtype=wide_dtype(q.dtype)).masked_fill(blind, 0.0) * mask
     probs = probs / (probs.sum(-1, keepdim=True) + _EPS)
     return torch.matmul(torch.dropout(probs.to(q.dtype), dropout_p, dropout_p > 0), v)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fairseq_efficient.ops.span_attention.common import soft_mask
+from fairseq_efficient.precision import wide, wide_dtype
 
 _TILE = {"cpu": 1 << 19, "cuda": 1 << 25}  # scores per tile, about: what stays in a CPU's cache
 _QUERIES = (64, 128)  # per tile, about: for narrow windows, where keys out of reach cost most, and for wide ones
@@ -176,7 +177,7 @@ class Group:
 
     def slope(self, spans: Tensor, width: int) -> Tensor:
         """d log m / d span, (..., W) by descending distance, in fp32 or better."""
-        spans = spans.to(torch.promote_types(spans.dtype, torch.float32)).unsqueeze(-1)
+        spans = wide(spans).unsqueeze(-1)
         x = torch.arange(width - 1, -1, -1, dtype=spans.dtype, device=spans.device)
         height = (self.ramp + spans - x) / self.ramp
         return torch.where((height > 0) & (height <= 1), 1 / (self.ramp * height), 0.0)
@@ -239,11 +240,11 @@ class Workspace:
         if group.blind and i0 == 0:
             scores[:, 0] = 0
         probs = self.by_key(out, tile)
-        wide = torch.promote_types(probs.dtype, torch.float32)
-        if wide == probs.dtype:
+        kind = wide_dtype(probs.dtype)
+        if kind == probs.dtype:
             torch.softmax(scores, -1, out=probs)
         else:
-            probs.copy_(scores.softmax(-1, dtype=wide))
+            probs.copy_(scores.softmax(-1, dtype=kind))
         if group.blind and i0 == 0:
             self._bands = ()  # the first row's gaps were overwritten
         return probs

@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from fairseq_efficient.ops.token_mask.common import MAX_EXPONENT, RULES
+from fairseq_efficient.precision import wide_dtype
 
 # scores that are computed at once: few enough for the caches of a CPU, many enough to fill a GPU
 _AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
@@ -87,18 +88,14 @@ class _MaskedUpdate(torch.autograd.Function):
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _bias(keep: Tensor | None, padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
     """log of the mask over keys, (B, T), -inf at pads."""
     if keep is None:
         if padding_mask is None:
             return None
-        bias = torch.zeros(padding_mask.shape, dtype=_wide(q), device=q.device)
+        bias = torch.zeros(padding_mask.shape, dtype=wide_dtype(q.dtype), device=q.device)
     else:
-        bias = keep.detach().to(_wide(q)).log()
+        bias = keep.detach().to(wide_dtype(q.dtype)).log()
     return bias if padding_mask is None else bias.masked_fill(padding_mask, -torch.inf)
 
 
@@ -160,7 +157,7 @@ class _MaskedAttention(torch.autograd.Function):
 
 def _scores(q: Tensor, k: Tensor, some: slice, scale: float) -> Tensor:
     """Scores (n, T, T) of some heads, fp32 or better."""
-    kind = _wide(q)
+    kind = wide_dtype(q.dtype)
     return torch.bmm(q[some].to(kind) * scale, k[some].to(kind).transpose(1, 2))
 
 
@@ -196,7 +193,7 @@ def _backward(
 ) -> tuple[list[Tensor], Tensor]:
     """Gradients of q, k, v (B * H, T, D), in their precision, and of the mask (B, T), fp32 or better."""
     batch, length, heads, dim = q.shape
-    kind, scale = _wide(q), dim**-0.5
+    kind, scale = wide_dtype(q.dtype), dim**-0.5
     # rows of out . grad: what softmax's backward subtracts
     mean = _heads((out.to(kind) * grad.to(kind)).sum(-1, keepdim=True))
     q, k, v, grad = (_heads(x) for x in (q, k, v, grad))

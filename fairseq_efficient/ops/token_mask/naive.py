@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fairseq_efficient.ops.token_mask.common import MAX_EXPONENT, RULES
+from fairseq_efficient.precision import wide_dtype
 
 
 def masked_attention(
@@ -18,7 +19,7 @@ def masked_attention(
     """Same contract as :func:`fairseq_efficient.ops.token_mask.fast.masked_attention`."""
     if rule not in RULES:
         raise ValueError(f"rule {rule!r} is not one of {', '.join(RULES)}")
-    kind = torch.float64 if q.dtype == torch.float64 else torch.float32
+    kind = wide_dtype(q.dtype)
     scores = torch.einsum("bthd,bshd->bhts", q.to(kind), k.to(kind)) / q.size(-1) ** 0.5
     real = torch.ones_like(keep, dtype=torch.bool) if padding_mask is None else ~padding_mask
     kept = (real & (keep > 0) if rule == "renorm" else real)[:, None, None, :]

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag, pad
 
 from fairseq_efficient.ops.topk_halving.common import Pooled, check_arguments, num_rounds
+from fairseq_efficient.precision import wide
 
 
 def topk_halving(
@@ -45,8 +46,7 @@ def topk_halving(
     """
     check_arguments(values, scores, k, padding_mask, base)
     batch, n, _ = values.shape
-    if scores.dtype in (torch.float16, torch.bfloat16):
-        scores = scores.float()
+    scores = wide(scores)
     if n <= k:
         index = torch.arange(n, device=values.device).expand(batch, n)
         return Pooled(values, scores, padding_mask, index)
@@ -124,8 +124,8 @@ def _bracket(scores: Tensor, k: int, padding_mask: Tensor | None, base: float, f
         return members, weights, scores, None
     if not sort_back:
         order = _short_rows_by_position(members[:, :, 0], mask, padding_mask)
-        wide = order.unsqueeze(-1).expand_as(members)
-        members, weights = members.gather(1, wide), weights.gather(1, wide)
+        index = order.unsqueeze(-1).expand_as(members)
+        members, weights = members.gather(1, index), weights.gather(1, index)
         scores, mask = scores.gather(1, order), mask.gather(1, order)
     return members, weights, scores, mask
 
@@ -147,8 +147,8 @@ def _round(scores, mask, members, weights, base: float, flip_right: bool, sort_b
         bye = mask.gather(1, loser)  # nobody to merge with: pass unchanged, to the last bit
         weight, scores = weight.masked_fill(bye, 1.0), torch.where(bye, high, scores)
         mask = mask.gather(1, winner)
-    wide = (-1, -1, members.size(2))
-    won, lost = winner.unsqueeze(-1).expand(wide), loser.unsqueeze(-1).expand(wide)
+    form = (-1, -1, members.size(2))
+    won, lost = winner.unsqueeze(-1).expand(form), loser.unsqueeze(-1).expand(form)
     share = weight.unsqueeze(-1)
     members = torch.cat([members.gather(1, won), members.gather(1, lost)], 2)
     weights = torch.cat([weights.gather(1, won) * share, weights.gather(1, lost) * (1 - share)], 2)
