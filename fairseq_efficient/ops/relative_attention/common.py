@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from fairseq_efficient.ops.common import check_dropout, check_keys, shapes
+
 
 def check_arguments(
     q: Tensor,
@@ -16,21 +18,15 @@ def check_arguments(
 ) -> None:
     """Raises ValueError for shapes or values that :func:`fast.relative_attention` does not take."""
     if q.dim() != 4 or k.dim() != 4 or v.shape != k.shape or k.shape[:2] != q.shape[:2] or k.size(3) != q.size(3):
-        raise ValueError(f"q (B, H, T, d), k and v (B, H, S, d) expected, got {_shapes(q, k, v)}")
-    if k.size(2) < q.size(2):
-        raise ValueError(f"at least as many keys as queries expected, got {_shapes(q, k)}")
+        raise ValueError(f"q (B, H, T, d), k and v (B, H, S, d) expected, got {shapes(q, k, v)}")
+    check_keys(q, k)
     heads, dim = q.size(1), q.size(3)
     if r.dim() != 3 or r.size(0) != heads or r.size(1) < k.size(2) or r.size(2) != dim:
-        raise ValueError(f"r (H, S, d) with a row for each of {k.size(2)} distances expected, got {_shapes(r)}")
+        raise ValueError(f"r (H, S, d) with a row for each of {k.size(2)} distances expected, got {shapes(r)}")
     if content_bias.shape != (heads, dim) or position_bias.shape != (heads, dim):
-        raise ValueError(f"biases ({heads}, {dim}) expected, got {_shapes(content_bias, position_bias)}")
+        raise ValueError(f"biases ({heads}, {dim}) expected, got {shapes(content_bias, position_bias)}")
     if key_padding_mask is not None and key_padding_mask.shape != (k.size(0), k.size(2)):
-        raise ValueError(f"key_padding_mask ({k.size(0)}, {k.size(2)}) expected, got {_shapes(key_padding_mask)}")
+        raise ValueError(f"key_padding_mask ({k.size(0)}, {k.size(2)}) expected, got {shapes(key_padding_mask)}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
-
-
-def _shapes(*tensors: Tensor) -> str:
-    return ", ".join(str(tuple(one.shape)) for one in tensors)
+    check_dropout(dropout_p)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from fairseq_efficient.ops.common import add_product, largest_divisor, random_state, same_draws
 from fairseq_efficient.ops.relative_attention.common import check_arguments
 from fairseq_efficient.precision import wide_dtype
 
@@ -143,9 +144,9 @@ class _Plan:
         self.step = -(-self.queries // max(1, round(self.queries / _QUERIES)))  # no small tile is left at the end
         seen = keys if window is None else min(keys, window + self.step)
         fits = _TILE.get(q.device.type, 1 << 25) // (self.step * (seen + 1))
-        self.pairs = _largest_divisor(self.heads, fits)
+        self.pairs = largest_divisor(self.heads, fits)
         if self.pairs == self.heads:
-            self.pairs *= _largest_divisor(self.batch, fits // self.heads)
+            self.pairs *= largest_divisor(self.batch, fits // self.heads)
         self.mask, self.blind = mask, None
         if mask is not None:
             real = pad((~mask).cumsum(1), (1, 0))  # (B, S + 1): real keys before each
@@ -239,10 +240,6 @@ class _Plan:
         return torch.empty(tile.shape, dtype=self.dtype, device=self.device).bernoulli_(1 - self.dropout_p)
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return max(one for one in range(1, number + 1) if number % one == 0 and one <= max(1, limit))
-
-
 def _forms(memory: Tensor, tile: _Tile) -> tuple[Tensor, Tensor]:
     """The two readings of a tile's memory: by distance (P, m, n + 1) and, shifted, by key (P, m, n)."""
     pairs, m, n = tile.shape
@@ -275,17 +272,13 @@ def _descending(r: Tensor) -> Tensor:
     return pad(r.flip(1), (0, 0, 0, 1))
 
 
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
 class _RelativeAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, q, k, v, r, content_bias, position_bias, mask, dropout_p: float, window, scale: float, keep: int
     ) -> Tensor:
         plan = _Plan(q, k.size(2), mask, dropout_p, window, scale)
-        random_state = _random_state(q.device) if dropout_p else None
+        state = random_state(q.device) if dropout_p else None
         content, position = _biased(q, content_bias, scale), _biased(q, position_bias, scale)
         keys, values, table = k.flatten(0, 1), v.flatten(0, 1), _descending(r)
         memory, other = plan.workspace(q, 2)
@@ -305,17 +298,14 @@ class _RelativeAttention(torch.autograd.Function):
             out.div_(1 - dropout_p)
         if plan.blind is not None:
             out.masked_fill_(plan.blind, 0.0)
-        ctx.plan, ctx.random_state = plan, random_state
+        ctx.plan, ctx.random_state = plan, state
         ctx.save_for_backward(q, k, v, r, content_bias, position_bias, out, kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        cuda = [grad.device] if grad.is_cuda else []
-        with torch.autocast(grad.device.type, enabled=False), torch.random.fork_rng(cuda, ctx.random_state is not None):
-            if ctx.random_state is not None:
-                (torch.cuda if cuda else torch).set_rng_state(ctx.random_state)
+        with torch.autocast(grad.device.type, enabled=False), same_draws(grad.device, ctx.random_state):
             grads = _gradients(ctx.plan, grad, *ctx.saved_tensors)
         return (*grads, None, None, None, None, None)
 
@@ -351,28 +341,15 @@ def _gradients(
         by_distance[:, -1, -1] = 0
         torch.mul(of_probs.sub_(share[some, here]), probs, out=by_key)
         used = probs if kept is None else torch.mul(probs, kept, out=_by_key(memory, tile))
-        _add_product(grad_v[some, there], used.transpose(1, 2), grad[some, here], fresh)
-        _add_product(grad_k[some, there], by_key.transpose(1, 2), content[some, here], fresh)
+        add_product(grad_v[some, there], used.transpose(1, 2), grad[some, here], fresh)
+        add_product(grad_k[some, there], by_key.transpose(1, 2), content[some, here], fresh)
         grad_content[some, here] = torch.bmm(by_key, keys[some, there])
         grad_position[some, here] = torch.bmm(by_distance, plan.positions(table, tile))
         if p1 - p0 > plan.heads:
             of_r = torch.bmm(by_distance.transpose(1, 2), position[some, here])
             grad_r[:, lo - hi - 1 :] += of_r.view(-1, plan.heads, *of_r.shape[1:]).sum(0, dtype=wide)
         else:
-            _add_product(grad_r[plan.heads_of(tile), lo - hi - 1 :], by_distance.transpose(1, 2), position[some, here])
+            add_product(grad_r[plan.heads_of(tile), lo - hi - 1 :], by_distance.transpose(1, 2), position[some, here])
     grad_content, grad_position = (x.view(q.shape).mul_(plan.scale) for x in (grad_content, grad_position))
     grads = (grad_content + grad_position, grad_k.view(k.shape), grad_v.view(v.shape), grad_r[:, :-1].flip(1))
     return tuple(x.to(plan.dtype) for x in (*grads, grad_content.sum((0, 2)), grad_position.sum((0, 2))))
-
-
-def _add_product(total: Tensor, one: Tensor, two: Tensor, fresh: bool = False) -> None:
-    """total += one @ two, total being fp32 or better; ``fresh``: there is nothing in it yet."""
-    if fresh:
-        if total.dtype == one.dtype:
-            torch.bmm(one, two, out=total)
-        else:
-            total.copy_(torch.bmm(one, two))
-    elif total.dtype == one.dtype:
-        total.baddbmm_(one, two)
-    else:
-        total.add_(torch.bmm(one, two))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag, pad
 
+from fairseq_efficient.ops.common import flat_rows, take_rows
 from fairseq_efficient.ops.segment_pool.common import (
     SegmentLayout,
     SegmentPooled,
@@ -46,8 +47,8 @@ def segment_layout(boundaries: Tensor, padding_mask: Tensor | None = None, group
         ends=ends,
         counts=pad(ends.diff(dim=1), (1, 0)),
         lengths=lengths,
-        tokens=every if order is None else _flat(order, length),
-        bags=pad(_flat(ends, length), (1, 0)),
+        tokens=every if order is None else flat_rows(order, length).flatten(),
+        bags=pad(flat_rows(ends, length).flatten(), (1, 0)),
         padding_mask=padding_mask,
     )
 
@@ -149,19 +150,6 @@ def _ends(hard: Tensor, inclusive: Tensor, place: Tensor, lengths: Tensor, colum
     return torch.where(unused, last, ends[:, :columns])
 
 
-def _flat(index: Tensor, width: int) -> Tensor:
-    """Positions (B, n) within rows of ``width`` -> positions (B * n,) in the flattened rows."""
-    if index.size(0) == 1:
-        return index.flatten()
-    return (index + torch.arange(index.size(0), device=index.device).unsqueeze(1) * width).flatten()
-
-
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    """x (B, n, D), index (B, m) -> (B, m, D)."""
-    batch, n, channels = x.shape
-    return x.reshape(batch * n, channels).index_select(0, _flat(index, n)).view(batch, -1, channels)
-
-
 def _runs(x: Tensor, tokens: Tensor, bags: Tensor, counts: Tensor | None = None) -> Tensor:
     """x (B, T, D) -> (B, S, D): sum (mean, with ``counts`` (B, S)) of what lies between the ends of two columns.
 
@@ -231,7 +219,7 @@ class _Pool(torch.autograd.Function):
             column = _columns(ctx.layout, ctx.kind)
             share = counts.to(wide_dtype(grad.dtype)).reciprocal()
             share = share.masked_fill(counts == 0, 0.0)
-            grad_hidden = _take((grad * share.unsqueeze(-1)).to(grad.dtype), column)
+            grad_hidden = take_rows((grad * share.unsqueeze(-1)).to(grad.dtype), column)
         if ctx.needs_input_grad[1] and grad_hidden is not None:
             soft = _interior(hidden, grad_hidden, column, place, ends, counts)
             if values is not None:
@@ -281,7 +269,7 @@ class _Upsample(torch.autograd.Function):
     def forward(ctx, values: Tensor, ids: Tensor) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.columns = values.size(1)
-        return _take(values, ids)
+        return take_rows(values, ids)
 
     @staticmethod
     @once_differentiable
@@ -291,4 +279,4 @@ class _Upsample(torch.autograd.Function):
         columns = torch.arange(ctx.columns, device=ids.device).expand(ids.size(0), -1).contiguous()
         ends = torch.searchsorted(ids.contiguous(), columns, right=True)
         tokens = torch.arange(ids.numel(), device=ids.device)
-        return _runs(grad, tokens, pad(_flat(ends, ids.size(1)), (1, 0))), None
+        return _runs(grad, tokens, pad(flat_rows(ends, ids.size(1)).flatten(), (1, 0))), None

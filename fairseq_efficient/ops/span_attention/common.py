@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fairseq_efficient.ops.common import check_dropout, shapes
 from fairseq_efficient.precision import wide
 
 _GROUP = 48  # a group of heads of its own costs about as much as so many more distances of one head
@@ -70,27 +71,16 @@ def check_arguments(
 ) -> None:
     """Raises ValueError for shapes or values that :func:`fast.span_attention` does not take."""
     if q.dim() != 4 or k.dim() != 4 or v.shape != k.shape or k.shape[:2] != q.shape[:2] or k.size(3) != q.size(3):
-        raise ValueError(f"q (B, H, M, d), k and v (B, H, K, d) expected, got {_shapes(q, k, v)}")
+        raise ValueError(f"q (B, H, M, d), k and v (B, H, K, d) expected, got {shapes(q, k, v)}")
     batch, heads, queries, dim = q.shape
     if positions.dim() != 2 or positions.size(0) < 1 or positions.size(1) != dim:
-        raise ValueError(f"positions (S, {dim}), S >= 1, expected, got {_shapes(positions)}")
+        raise ValueError(f"positions (S, {dim}), S >= 1, expected, got {shapes(positions)}")
     if spans is not None and spans.shape not in ((heads,), (1,), (batch, heads, queries)):
-        raise ValueError(f"spans ({heads},), (1,) or ({batch}, {heads}, {queries}) expected, got {_shapes(spans)}")
+        raise ValueError(f"spans ({heads},), (1,) or ({batch}, {heads}, {queries}) expected, got {shapes(spans)}")
     if ramp < 1:
         raise ValueError(f"ramp must be at least 1, got {ramp}")
     if constant is not None:
         keys, values = constant
         if keys.dim() != 3 or keys.size(0) != heads or keys.size(2) != dim or values.shape != keys.shape:
-            raise ValueError(f"constant keys and values ({heads}, N, {dim}) expected, got {_shapes(keys, values)}")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
-
-
-def check_keys(q: Tensor, k: Tensor) -> None:
-    """Raises ValueError for fewer keys than queries."""
-    if k.size(2) < q.size(2):
-        raise ValueError(f"at least as many keys as queries expected, got {_shapes(q, k)}")
-
-
-def _shapes(*tensors: Tensor) -> str:
-    return ", ".join(str(tuple(one.shape)) for one in tensors)
+            raise ValueError(f"constant keys and values ({heads}, N, {dim}) expected, got {shapes(keys, values)}")
+    check_dropout(dropout_p)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fairseq_efficient.ops.common import add_product, check_keys, random_state, same_draws
 from fairseq_efficient.ops.span_attention.common import (
     check_arguments,
-    check_keys,
     head_groups,
     soft_mask,
     span_width,
@@ -124,10 +124,6 @@ def _groups(
     return found
 
 
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
 def _kept(tile: Tile, more: int, like: Tensor, dropout_p: float) -> Tensor:
     """A draw of the weights that dropout keeps, (P, m, n + N) of 0 and 1."""
     pairs, m, n = tile.shape
@@ -137,7 +133,7 @@ def _kept(tile: Tile, more: int, like: Tensor, dropout_p: float) -> Tensor:
 class _SpanAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, positions, keys, values, spans, groups, ramp: int, dropout_p: float, scale: float):
-        ctx.random_state = _random_state(q.device) if dropout_p else None
+        ctx.random_state = random_state(q.device) if dropout_p else None
         ctx.dropout_p, ctx.shapes, ctx.groups = dropout_p, (q.shape, k.shape), []
         tensors: list[Tensor | None] = []
         constant = None if keys is None else (keys, values)
@@ -154,10 +150,7 @@ class _SpanAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        cuda = [grad.device] if grad.is_cuda else []
-        with torch.autocast(grad.device.type, enabled=False), torch.random.fork_rng(cuda, ctx.random_state is not None):
-            if ctx.random_state is not None:
-                (torch.cuda if cuda else torch).set_rng_state(ctx.random_state)
+        with torch.autocast(grad.device.type, enabled=False), same_draws(grad.device, ctx.random_state):
             return (*_gradients(ctx, grad, *ctx.saved_tensors), None, None, None, None)
 
 
@@ -275,13 +268,13 @@ class _Backward:
         group, (p0, p1, i0, i1, _, lo, hi, _), n = self.group, tile, tile.hi - tile.lo
         q, grad, heads = group.query[p0:p1, i0:i1], self.grad[p0:p1, i0:i1], group.split(tile)[1]
         content, used = of_scores[:, :, :n], probs[:, :, :n]
-        _add_product(self.key[p0:p1, lo:hi], content.transpose(1, 2), q)
-        _add_product(self.value[p0:p1, lo:hi], used.transpose(1, 2), grad)
-        _add_product(self.query[p0:p1, i0:i1], content, group.key[p0:p1, lo:hi])
+        add_product(self.key[p0:p1, lo:hi], content.transpose(1, 2), q)
+        add_product(self.value[p0:p1, lo:hi], used.transpose(1, 2), grad)
+        add_product(self.query[p0:p1, i0:i1], content, group.key[p0:p1, lo:hi])
         if group.constant is not None:
-            _add_product(self.constant[0][heads], of_scores[:, :, n:].transpose(1, 2), q)
-            _add_product(self.constant[1][heads], probs[:, :, n:].transpose(1, 2), grad)
-            _add_product(self.query[p0:p1, i0:i1], of_scores[:, :, n:], group.constant[0][heads])
+            add_product(self.constant[0][heads], of_scores[:, :, n:].transpose(1, 2), q)
+            add_product(self.constant[1][heads], probs[:, :, n:].transpose(1, 2), grad)
+            add_product(self.query[p0:p1, i0:i1], of_scores[:, :, n:], group.constant[0][heads])
 
     def _positions(self, tile: Tile) -> None:
         """What the same gradient, read by distance, is for queries, table and spans."""
@@ -309,11 +302,3 @@ class _Backward:
             far = max(0, width - group.sure)  # nearer ones have no slope
             start = group.width - width
             self.spans[heads, start : start + far] += by_head[..., :far].sum((0, 2), dtype=self.kind)
-
-
-def _add_product(total: Tensor, one: Tensor, two: Tensor) -> None:
-    """total += one @ two, total being fp32 or better."""
-    if total.dtype == one.dtype:
-        total.baddbmm_(one, two)
-    else:
-        total.add_(torch.bmm(one, two))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fairseq_efficient.ops.span_attention.common import check_arguments, check_keys, soft_mask
+from fairseq_efficient.ops.common import check_keys
+from fairseq_efficient.ops.span_attention.common import check_arguments, soft_mask
 from fairseq_efficient.precision import wide_dtype
 
 

@@ -8,7 +8,8 @@ changes the result.
 import torch
 from torch import Tensor
 
-from fairseq_efficient.ops.span_attention.common import check_arguments, check_keys, soft_mask, span_width
+from fairseq_efficient.ops.common import check_keys
+from fairseq_efficient.ops.span_attention.common import check_arguments, soft_mask, span_width
 from fairseq_efficient.precision import wide_dtype
 
 _STEP = 64  # columns by which the published code trims

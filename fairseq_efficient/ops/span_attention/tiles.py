@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fairseq_efficient.ops.common import largest_divisor
 from fairseq_efficient.ops.span_attention.common import soft_mask
 from fairseq_efficient.precision import wide, wide_dtype
 
@@ -248,8 +249,3 @@ class Workspace:
         if group.blind and i0 == 0:
             self._bands = ()  # the first row's gaps were overwritten
         return probs
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of ``number`` up to ``limit``; 1 if there is none."""
-    return max(one for one in range(1, number + 1) if number % one == 0 and one <= max(1, limit))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag, pad
 
+from fairseq_efficient.ops.common import flat_rows, take_rows
 from fairseq_efficient.ops.topk_halving.common import Pooled, check_arguments, num_rounds
 from fairseq_efficient.precision import wide
 
@@ -94,7 +95,7 @@ def _hard(values: Tensor, scores: Tensor, k: int, padding_mask: Tensor | None, s
         index = index.gather(1, order)
         mask = None if mask is None else mask.gather(1, order)
     scores = scores.gather(1, index)
-    pooled = _take_rows(values, index)
+    pooled = take_rows(values, index)
     if mask is not None:
         pooled = pooled.masked_fill(mask.unsqueeze(-1), 0.0)
         scores, index = scores.masked_fill(mask, 0.0), index.masked_fill(mask, -1)
@@ -164,7 +165,7 @@ class _PoolSlots(torch.autograd.Function):
         ctx.save_for_backward(values, weights, members)
         group = members.size(2)
         out = embedding_bag(
-            _flat_rows(members.clamp(max=n - 1), n).view(-1, group),
+            flat_rows(members.clamp(max=n - 1), n).view(-1, group),
             values.reshape(batch * n, channels),
             mode="sum",
             per_sample_weights=weights.to(values.dtype).reshape(-1, group),
@@ -180,7 +181,7 @@ class _PoolSlots(torch.autograd.Function):
         flat = members.view(batch, -1)
         owner = torch.arange(slots, device=members.device).repeat_interleave(group).expand_as(flat)
         slot = torch.empty_like(flat).scatter_(1, flat, owner)[:, :n]
-        spread = _take_rows(grad, slot)
+        spread = take_rows(grad, slot)
         grad_weights = grad_values = None
         if ctx.needs_input_grad[1]:
             dots = (values * spread).sum(-1, dtype=weights.dtype)
@@ -189,14 +190,3 @@ class _PoolSlots(torch.autograd.Function):
             weight = torch.empty_like(weights.view(batch, -1)).scatter_(1, flat, weights.view(batch, -1))[:, :n]
             grad_values = spread * weight.to(spread.dtype).unsqueeze(-1)
         return grad_values, grad_weights, None
-
-
-def _flat_rows(index: Tensor, n: int) -> Tensor:
-    """Positions (B, ...) within rows of n -> positions in the (B * n) flattened rows."""
-    return index + torch.arange(index.size(0), device=index.device).view(-1, *[1] * (index.dim() - 1)) * n
-
-
-def _take_rows(x: Tensor, index: Tensor) -> Tensor:
-    """x (B, n, C), index (B, m) -> (B, m, C); one contiguous row copy per index."""
-    batch, n, channels = x.shape
-    return x.reshape(batch * n, channels).index_select(0, _flat_rows(index, n).flatten()).view(batch, -1, channels)

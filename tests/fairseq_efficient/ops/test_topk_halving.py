@@ -363,7 +363,7 @@ class _Calls(TorchDispatchMode):
 @pytest.mark.parametrize("hard", [False, True])
 def test_no_loop_over_the_batch(hard: bool):
     counts = []
-    for batch in (1, 32):
+    for batch in (2, 32):  # one row alone takes a shortcut
         case = make("right", batch, 50, 0)
         with _Calls() as calls:
             with_gradients(topk_halving, case, 6, hard=hard)
