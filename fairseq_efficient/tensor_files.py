@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from typing import Any
 
 import torch
@@ -25,10 +26,16 @@ KEY, VERSION = "fairseq_efficient", 1
 SECTIONS = ("model", "task", "criterion", "bpe", "tokenizer")  # of the configuration; the rest is about a machine
 PATHS = frozenset({  # options that name places of the machine that trained the model
     "data", "plasma_path", "skim_teacher", "latency_table", "encoder_embed_path", "decoder_embed_path",
-    "sentencepiece_model", "wordpiece_vocab", "bpe_codes", "bpe_vocab", "bpe_merges",
+    "sentencepiece_model", "sentencepiece_model_path", "wordpiece_vocab", "bpe_codes", "bpe_vocab", "bpe_vocab_file",
+    "bpe_merges",
 })  # fmt: skip
+SYMBOLS = frozenset({"whitespace_symbols"})  # options whose value may look like a path
+TOKENIZERS = {  # a --bpe -> the option that names its file, and that file's name beside a model
+    "sentencepiece": ("sentencepiece_model", "spm.model"), "wordpiece": ("wordpiece_vocab", "tokenizer.json"),
+}  # fmt: skip
 PRECISION = frozenset({"cpu_bf16"})  # it was trained so; whoever loads it decides anew
 SMALL = 1024  # numbers; what is smaller keeps its precision
+_PLACE = re.compile(r"""(^|[\s"'=:,;])(/\w|~[\w/]|[A-Za-z]:[\\/](?!/)|\\\\\w|file:)""")  # in a text: an absolute path
 
 
 def settings(config: Any) -> dict[str, Any]:
@@ -40,18 +47,39 @@ def settings(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in SECTIONS:
         section = config.get(name)
-        if isinstance(section, argparse.Namespace):
-            section = vars(section)
-        if section is not None:
-            values = section.items() if isinstance(section, dict) else ()
-            found[name] = (
-                section if isinstance(section, str) else {k: v for k, v in values if k not in PATHS | PRECISION}
-            )
+        if section is None:
+            continue
+        section = vars(section) if isinstance(section, argparse.Namespace) else section
+        if not isinstance(section, dict):
+            found[name] = section if isinstance(section, str) else {}
+            continue
+        kept = keep_private(section)
+        lost = len(kept) < len(section) and section.get("_name") not in TOKENIZERS
+        if not (lost and name in ("bpe", "tokenizer")):  # they are of no use without their files
+            found[name] = kept
     try:
         plain: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))
     except (TypeError, ValueError) as err:
         raise UserError(f"its configuration is not plain data: {err}") from None
     return plain
+
+
+def keep_private(section: dict[str, Any]) -> dict[str, Any]:
+    """Options without those that are places of a machine, by their names or because they hold an absolute path, and
+    without its precision; fairseq takes its default instead."""
+    found = {}
+    for name, value in section.items():
+        if isinstance(value, dict):
+            found[name] = keep_private(value)
+        elif name not in PATHS | PRECISION and (name in SYMBOLS or not _tells_a_place(value)):
+            found[name] = value
+    return found
+
+
+def _tells_a_place(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_tells_a_place, value))
+    return isinstance(value, (str, os.PathLike)) and bool(_PLACE.search(str(value)))
 
 
 def smaller(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -96,7 +124,8 @@ def tensor_file(state: dict[str, Any], dtype: torch.dtype = torch.float32) -> by
 
 
 def read_tensor_file(path: str) -> dict[str, Any]:
-    """The training state in a file of :func:`tensor_file`; floats come in fp32, ``task.data`` is the file's folder.
+    """The training state in a file of :func:`tensor_file`; floats come in fp32, ``task.data`` is the file's folder,
+    whose tokenizer is the one of the configuration.
 
     Raises:
         UserError: damaged, or not written by :func:`tensor_file`.
@@ -118,8 +147,10 @@ def read_tensor_file(path: str) -> dict[str, Any]:
             raise UserError(f"checkpoint {path} refused: it ties {name} to {other}, which it does not hold")
         weights[name] = weights[other]
     config = about["cfg"]
+    folder = os.path.dirname(os.path.abspath(path))
     if isinstance(config.get("task"), dict):
-        config["task"]["data"] = os.path.dirname(os.path.abspath(path))
+        config["task"]["data"] = folder
+    _use_the_tokenizer_beside(config, folder)
     last = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": about["num_updates"]}
     return {
         "cfg": config,
@@ -129,6 +160,18 @@ def read_tensor_file(path: str) -> dict[str, Any]:
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
         "last_optimizer_state": None,
     }
+
+
+def _use_the_tokenizer_beside(config: dict[str, Any], folder: str) -> None:
+    """``bpe`` reads the file in ``folder``; without one it is none."""
+    section = config.get("bpe")
+    name = section.get("_name") if isinstance(section, dict) else section
+    if not isinstance(name, str) or name not in TOKENIZERS:
+        return
+    option, file = TOKENIZERS[name]
+    given = section if isinstance(section, dict) else {"_name": name}
+    found = os.path.join(folder, file)
+    config["bpe"] = {**given, option: found} if os.path.isfile(found) else None
 
 
 def _digest(file: Any, about: dict[str, Any]) -> str:

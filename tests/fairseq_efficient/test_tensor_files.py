@@ -1,6 +1,7 @@
 """Checkpoints as safetensors: what goes in comes out, small, without paths; damaged and foreign files are refused."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,41 @@ def test_no_path_leaves_the_machine():
         "common": {"user_dir": "/secret/g"},
     }
     assert b"secret" not in tensor_file(state(cfg=config))
+
+
+def test_no_absolute_path_of_any_option_leaves_the_machine(tmp_path: Path):
+    """Neither of one that nobody listed, nor inside another value; what only looks a little like one stays."""
+    inside = {"path": "/home/secret/i"}
+    kept = {"tokens": 3, "eval_args": '{"beam": 4}', "remove": "@@ ", "rate": "1/2", "at": "https://a.b/c"}
+    whole = state()
+    whole["cfg"]["task"] = {
+        "_name": "t", **kept, "someday": "/home/secret/a", "more": ["/home/secret/b", 1], "url": "file:///secret",
+        "args": json.dumps(inside), "both": "/home/secret/d:/home/secret/e", "far": "C:\\secret\\f",
+        "deep": {"er": "~/secret/c", "x": 1},
+        "whitespace_symbols": "/x",
+    }  # fmt: skip
+    file = tensor_file(whole)
+    assert b"secret" not in file
+    found = read_checkpoint(write(tmp_path, file))["cfg"]["task"]
+    assert found == {"_name": "t", **kept, "deep": {"x": 1}, "whitespace_symbols": "/x", "data": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "file"),
+    [
+        ("sentencepiece", "sentencepiece_model", "spm.model"),
+        ("wordpiece", "wordpiece_vocab", "tokenizer.json"),
+        ("subword_nmt", "bpe_codes", None),
+    ],
+)
+def test_the_tokenizer_is_the_one_beside_the_model(name: str, option: str, file: str | None, tmp_path: Path):
+    whole = state()
+    whole["cfg"]["bpe"] = {"_name": name, option: "/home/secret/e", "more": 1}
+    path = write(tmp_path, tensor_file(whole))
+    assert read_checkpoint(path)["cfg"].get("bpe") is None  # nothing that cannot be read is asked for
+    if file is not None:
+        (tmp_path / file).write_text("")
+        assert read_checkpoint(path)["cfg"]["bpe"] == {"_name": name, option: str(tmp_path / file), "more": 1}
 
 
 def test_a_namespace_is_read(tmp_path: Path):
