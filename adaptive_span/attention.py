@@ -237,7 +237,7 @@ class SpanSelfAttention(FusedSelfAttention):
                 cache.append(*(self.qkv_proj.weight.new_zeros(size) for _ in range(2)))
         return state
 
-    def step(self, x: Tensor, positions: Tensor, state: LayerState, known: Sequence[float] | None) -> Tensor:
+    def step(self, x: Tensor, positions: Tensor, state: LayerState) -> Tensor:
         """x (R, C): a new state for each row of the caches, which then hold its keys."""
         x = x.unsqueeze(1)
         q, k, v = self.split(x)

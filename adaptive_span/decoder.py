@@ -157,8 +157,8 @@ class SequentialDecoder(StreamDecoder):
 
     def step(self, tokens: Tensor, state: DecodingState) -> Tensor:
         x = self.embed(tokens)
-        for layer, cache, known in zip(self.layers, state.caches, state.plan, strict=True):
-            x = layer.step(x, self.positions, cache, known)
+        for layer, cache in zip(self.layers, state.caches, strict=True):
+            x = layer.step(x, self.positions, cache)
         return x
 
     # --- what fairseq asks --------------------------------------------------------------------------------------

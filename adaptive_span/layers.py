@@ -51,9 +51,9 @@ class Layer(nn.Module):
         """:meth:`forward` without memory that leaves its keys and values in empty caches."""
         return self._around(x, lambda y: self.self_attn.fill(y, positions, state, known))
 
-    def step(self, x: Tensor, positions: Tensor, state: LayerState, known: Sequence[float] | None) -> Tensor:
+    def step(self, x: Tensor, positions: Tensor, state: LayerState) -> Tensor:
         """x (R, C): one new state for each row of the caches."""
-        return self._around(x, lambda y: self.self_attn.step(y, positions, state, known))
+        return self._around(x, lambda y: self.self_attn.step(y, positions, state))
 
     def _around(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         x = self.self_attn_layer_norm(add_residual(attend(x), x))

@@ -85,15 +85,6 @@ class Segmenter:
         return found
 
 
-def boundaries_of(text: str | bytes, processor: Any) -> np.ndarray:
-    """Boundaries of a text by a sentencepiece model: uint8 (len(text),), 1 where a segment ends.
-
-    ``processor`` is a ``sentencepiece.SentencePieceProcessor``. Of ``bytes`` the boundaries are those of UTF-8 bytes.
-    Many texts share the work through one :class:`Segmenter`.
-    """
-    return Segmenter(processor).boundaries(text)
-
-
 def whole_words(
     blocks: Iterable[Any], end: bool = True, longest: int | None = None, most: int | None = None
 ) -> Iterator[Any]:

@@ -10,7 +10,7 @@ import sentencepiece
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.text import spm
-from fairseq_efficient.text.boundaries import Segmenter, boundaries_of, whole_words
+from fairseq_efficient.text.boundaries import Segmenter, whole_words
 from fairseq_efficient.text.language_models.read import END
 
 SYLLABLES = [a + b for a in "bklmnrst" for b in ("a", "e", "i", "õ", "việ")]
@@ -18,7 +18,7 @@ SYLLABLES = [a + b for a in "bklmnrst" for b in ("a", "e", "i", "õ", "việ")]
 
 def segments_of(text: str, processor: Any) -> list[str]:
     """The segments themselves; joined they are the text."""
-    ends = np.flatnonzero(boundaries_of(text, processor)) + 1
+    ends = np.flatnonzero(Segmenter(processor).boundaries(text)) + 1
     return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
@@ -56,13 +56,13 @@ def test_same_segments_as_sentencepiece(processor: Any) -> None:
         text = "".join(parts)
         found = segments_of(text, processor)
         assert "".join(found) == text and found == naive(text, processor)
-        bits = boundaries_of(text, processor)
+        bits = Segmenter(processor).boundaries(text)
         assert bits.dtype == np.uint8 and len(bits) == len(text) and set(bits.tolist()) <= {0, 1}
         # of bytes: the boundary is on the last byte of the character
         expected = np.concatenate(
             [np.r_[np.zeros(len(c.encode()) - 1), bit] for c, bit in zip(text, bits, strict=True)] or [np.zeros(0)]
         )
-        assert boundaries_of(text.encode(), processor).tolist() == expected.tolist()
+        assert Segmenter(processor).boundaries(text.encode()).tolist() == expected.tolist()
 
 
 def test_words_and_separators(processor: Any) -> None:
@@ -104,14 +104,14 @@ def test_any_cut_of_the_stream_gives_the_same(processor: Any) -> None:
     draw = random.Random(2)
     for _ in range(20):
         text = "".join(draw.choice([sentence(draw, 2), " ", "\n", END, "Ж中"]) for _ in range(10))
-        whole = boundaries_of(text, processor).tolist()
+        whole = Segmenter(processor).boundaries(text).tolist()
         for size in range(1, 51, 3):
             for one in (text, text.encode()):
                 blocks = [one[start : start + size] for start in range(0, len(one), size)]
                 words: list[Any] = list(whole_words(blocks))
                 assert one[:0].join(words) == one  # type: ignore[arg-type]
                 if isinstance(one, str):
-                    assert np.concatenate([boundaries_of(word, processor) for word in words]).tolist() == whole
+                    assert np.concatenate([Segmenter(processor).boundaries(word) for word in words]).tolist() == whole
 
 
 def test_endless_words_are_cut() -> None:

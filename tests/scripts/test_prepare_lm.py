@@ -17,7 +17,7 @@ import pytest
 from fairseq.data import Dictionary, data_utils
 
 from fairseq_efficient.text import fetch, spm
-from fairseq_efficient.text.boundaries import boundaries_of
+from fairseq_efficient.text.boundaries import Segmenter
 from fairseq_efficient.text.language_models import corpora as lm_corpora
 from tests.util import ROOT, error_line, run_cli, run_in_process
 
@@ -93,7 +93,7 @@ def test_boundaries_agree_with_the_tokenizer(prepare: Any, corpus: list[str], tm
     processor = spm.load_model((tmp_path / "data" / "unigram.model").read_bytes(), "m")
     found = boundaries(tmp_path / "data", "train")
     # EOS closes the last word, as a separator does
-    expected = [boundaries_of(line + "\n", processor).tolist() for line in lines(200)]
+    expected = [Segmenter(processor).boundaries(line + "\n").tolist() for line in lines(200)]
     assert [one.tolist() for one in found] == expected
     assert [len(one) for one in found] == [len(line) + 1 for line in lines(200)]
     report = json.loads((tmp_path / "data" / "prepare.json").read_text())
@@ -107,7 +107,7 @@ def test_boundaries_agree_with_the_tokenizer(prepare: Any, corpus: list[str], tm
         content = (tmp_path / "data" / name).read_bytes()
         assert content == (tmp_path / "again" / name).read_bytes() == (tmp_path / "third" / name).read_bytes()
     prepare(tmp_path / "bare", *corpus, *model, "--no-eos")
-    expected = [boundaries_of(line, processor).tolist() for line in lines(200)]
+    expected = [Segmenter(processor).boundaries(line).tolist() for line in lines(200)]
     assert [one.tolist() for one in boundaries(tmp_path / "bare", "train")] == expected
     (tmp_path / "no.model").write_bytes(b"no")
     wrong = prepare(tmp_path / "x", *corpus, "--unigram-spm", tmp_path / "no.model", expect=2)
@@ -126,7 +126,7 @@ def test_text8_is_cut_at_exact_characters(prepare: Any, tmp_path: Path, eos: boo
     assert list(map(len, found_text)) == [4500, 250, 250] and "".join(found_text) == text
     processor = spm.load_model((tmp_path / "data" / "unigram.model").read_bytes(), "m")
     for split, part in zip(("train", "valid", "test"), found_text, strict=True):
-        expected = boundaries_of(part + "\n" * eos, processor).tolist()
+        expected = Segmenter(processor).boundaries(part + "\n" * eos).tolist()
         assert [one.tolist() for one in boundaries(tmp_path / "data", split)] == [expected]
 
 

@@ -288,7 +288,7 @@ def _arrange(run: _Run, out: Path, options: Options) -> dict[str, np.ndarray]:
     return parts
 
 
-def _numbers(run: _Run, places: dict[str, tuple[SplitWriter, np.ndarray]]) -> dict[str, Sequence[float]]:
+def _numbers(places: dict[str, tuple[SplitWriter, np.ndarray]]) -> dict[str, Sequence[float]]:
     labelled = {name: (writer, rows) for name, (writer, rows) in places.items() if writer.labelled}
     return {name: np.array(writer.labels)[rows].tolist() for name, (writer, rows) in labelled.items()}
 
@@ -368,7 +368,7 @@ def prepare(read: Callable[[], Iterable[Item]], names: list[str], options: Optio
                     raise UserError(f"split {name}: no texts{dropped}")
         parts = _arrange(run, out, options)
         places = _places(run, parts)
-        numbers = _numbers(run, places)
+        numbers = _numbers(places)
         _write_labels(out / "label", numbers, run.labels.names, options.regression)
         inputs = max(writer.inputs for writer in run.splits.values())
         for number in range(inputs):
