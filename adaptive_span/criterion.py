@@ -7,8 +7,8 @@ from fairseq.logging import metrics
 from torch import Tensor
 
 from adaptive_span.config import SpanCriterionConfig
-from fairseq_efficient.modules.pure_cross_entropy import PureCrossEntropy
 from fairseq_efficient.ops.span_attention import span_width
+from fairseq_efficient.plugin.pure_cross_entropy import PureCrossEntropy
 
 
 @register_criterion("adaptive_span_loss", dataclass=SpanCriterionConfig)
@@ -19,7 +19,7 @@ class SpanCriterion(PureCrossEntropy):
     that a head sees, ramp included, over all layers), and ``span/LL/HH`` of each head.
     """
 
-    def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor, size: Any) -> tuple[Tensor, dict[str, Any]]:
+    def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor) -> tuple[Tensor, dict[str, Any]]:
         found = _seen(extra["spans"], model.decoder) if extra.get("spans") else {}
         penalty = extra.get("aux", {}).get("span")
         if penalty is not None:

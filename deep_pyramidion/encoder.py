@@ -13,12 +13,12 @@ from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from torch import Tensor
 
 from deep_pyramidion.pooler import TopkPooler
+from deep_pyramidion.truncation import CutCounter, align_left, cut_keep_last
 from fairseq_efficient.beam import reorder_sentences
 from fairseq_efficient.flags import ANY_LENGTH
 from fairseq_efficient.modules.chunked_self_attention import ChunkedSelfAttention
 from fairseq_efficient.modules.layer_steps import add_residual, in_place_activation, wrap_layer
 from fairseq_efficient.precision import cpu_bf16_autocast
-from fairseq_efficient.text.truncation import CutCounter, align_left, cut_keep_last
 
 logger = logging.getLogger(__name__)
 

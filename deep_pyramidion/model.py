@@ -15,9 +15,8 @@ from deep_pyramidion.pooler import TopkPooler
 from deep_pyramidion.pyramid import check_widths, parse_widths, pooling_layers
 from deep_pyramidion.state_dict import upgrade_state_dict
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.flags import check_blocks, check_least, check_shares, flag
+from fairseq_efficient.flags import check_blocks, check_least, check_shares, flag, parse_cutoffs
 from fairseq_efficient.hub.loading import Pretrained
-from fairseq_efficient.modules.adaptive_softmax import check_factor, parse_cutoffs
 from fairseq_efficient.plugin.flat_config import (
     Architectures,
     complete_config,
@@ -135,7 +134,7 @@ def _check(cfg: Any) -> None:
     check_least(cfg, 2, "max_source_positions", "max_target_positions")
     check_shares(cfg, "dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop",
                  "adaptive_softmax_dropout", "quant_noise_pq")  # fmt: skip
-    check_factor(cfg.adaptive_softmax_factor, "adaptive-softmax-factor")
+    check_least(cfg, 1, "adaptive_softmax_factor")
     for side in ("encoder", "decoder"):
         dim, heads = getattr(cfg, f"{side}_embed_dim"), getattr(cfg, f"{side}_attention_heads")
         if heads < 1 or dim % heads:

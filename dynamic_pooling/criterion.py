@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynamic_pooling.config import DynamicPoolingCriterionConfig
 from fairseq_efficient.flags import check_least
-from fairseq_efficient.modules.pure_cross_entropy import PureCrossEntropy
+from fairseq_efficient.plugin.pure_cross_entropy import PureCrossEntropy
 from fairseq_efficient.rates import rate
 
 RATES = {  # name -> (sum that is divided, sum that divides)
@@ -35,7 +35,7 @@ class DynamicPoolingCrossEntropy(PureCrossEntropy):
         check_least(SimpleNamespace(boundary_loss_weight=boundary_loss_weight), 0, "boundary_loss_weight")
         self.boundary_loss_weight, self.sampled_eval = boundary_loss_weight, not no_sampled_eval
 
-    def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor, size: Any) -> tuple[Tensor, dict[str, Any]]:
+    def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor) -> tuple[Tensor, dict[str, Any]]:
         sums = {f"_{name}": value.detach() for name, value in extra.get("stats", {}).items()}
         boundary = extra.get("aux", {}).get("boundary")
         if boundary is not None:

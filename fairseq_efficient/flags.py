@@ -1,4 +1,4 @@
-"""Values of flags that are out of range: one line that names the flag, worded alike everywhere."""
+"""Values of flags, read and checked: one line that names the flag, worded alike everywhere."""
 
 import math
 from typing import Any
@@ -47,3 +47,25 @@ def check_blocks(cfg: Any, *widths: str) -> None:
     for name in widths if cfg.quant_noise_pq else ():
         if getattr(cfg, name) % size:
             raise UserError(f"--quant-noise-pq-block-size {size}: must divide {flag(name)} {getattr(cfg, name)}")
+
+
+def parse_cutoffs(flag: str, text: str | None, types: int, pad: int) -> list[int]:
+    """``"2000,10000"`` -> [2000, 10000]; none -> [].
+
+    Raises:
+        UserError: no numbers; not rising; the first not beyond the special symbols; the last not inside the dictionary.
+    """
+    if text is None or not str(text).strip():
+        return []
+    wrong = UserError(f"--{flag} {text}: expected rising ids with commas between them, e.g. 2000,10000")
+    try:
+        found = [int(word) for word in str(text).strip(" ()[]").split(",") if word.strip()]
+    except ValueError:
+        raise wrong from None
+    if not found or sorted(set(found)) != found:
+        raise wrong
+    if found[0] <= pad < types:
+        raise UserError(f"--{flag} {text}: the first must be beyond the special symbols (at least {pad + 1})")
+    if found[-1] >= types:
+        raise UserError(f"--{flag} {text}: {found[-1]} is beyond the dictionary, which has {types:,} types")
+    return found

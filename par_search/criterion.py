@@ -10,8 +10,8 @@ from fairseq.logging import metrics
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.modules.pure_cross_entropy import PureCrossEntropy
 from fairseq_efficient.plugin.flat_config import given
+from fairseq_efficient.plugin.pure_cross_entropy import PureCrossEntropy
 from par_search.config import SearchCriterionConfig
 from par_search.costs import Costs, Shape, flop_costs, read_table
 from par_search.layout import KINDS
@@ -40,7 +40,7 @@ class SearchCriterion(PureCrossEntropy):
             criterion.costs(model.decoder)  # so that a table that does not fit is told before anything is trained
         return criterion
 
-    def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor, size: Any) -> tuple[Tensor, dict[str, Any]]:
+    def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor) -> tuple[Tensor, dict[str, Any]]:
         decoder = model.decoder
         if not model.training or not hasattr(decoder, "alpha"):
             return loss, {}

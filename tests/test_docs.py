@@ -317,7 +317,7 @@ def test_mistakes_are_seen():
     assert alternatives("a/{b,c}.py") == ["a/b.py", "a/c.py"]
     assert is_ours("fairseq_efficient/ops/nothing.py") and not exists("fairseq_efficient/ops/nothing.py", "README.md")
     assert not is_ours("fairseq_efficient/ops/OP/fast.py") and not is_ours("runs/x.py")
-    assert exists("text/truncation.py", "docs/architecture.md") and exists("pyramid.py", "deep_pyramidion/README.md")
+    assert exists("text/binarize.py", "docs/architecture.md") and exists("pyramid.py", "deep_pyramidion/README.md")
     assert anchors("# A `b`, c\n## D e\n") == {"a-b-c", "d-e"}
     assert list(tables("| a | b |\n|---|---|\n| `x` | |\n")) == [(["a", "b"], [["`x`", ""]])]
 

@@ -1,7 +1,6 @@
 """fairseq's adaptive softmax with exact results: all rows normalised, and no type taken for a pad."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, linear, log_softmax
 
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import check_least, parse_cutoffs
 from fairseq_efficient.ops.optimal_cutoffs import band_width
 from fairseq_efficient.precision import cpu_bf16_autocast, wide
 
@@ -241,34 +241,6 @@ class _Head(nn.Module):
         return torch.cat([linear(y, self.words.weight, self.words.bias), self.class_proj(y)], -1)
 
 
-def parse_cutoffs(flag: str, text: str | None, types: int, pad: int) -> list[int]:
-    """``"2000,10000"`` -> [2000, 10000]; none -> [].
-
-    Raises:
-        UserError: no numbers; not rising; the first not beyond the special symbols; the last not inside the dictionary.
-    """
-    if text is None or not str(text).strip():
-        return []
-    wrong = UserError(f"--{flag} {text}: expected rising ids with commas between them, e.g. 2000,10000")
-    try:
-        found = [int(word) for word in str(text).strip(" ()[]").split(",") if word.strip()]
-    except ValueError:
-        raise wrong from None
-    if not found or sorted(set(found)) != found:
-        raise wrong
-    if found[0] <= pad < types:
-        raise UserError(f"--{flag} {text}: the first must be beyond the special symbols (at least {pad + 1})")
-    if found[-1] >= types:
-        raise UserError(f"--{flag} {text}: {found[-1]} is beyond the dictionary, which has {types:,} types")
-    return found
-
-
-def check_factor(factor: float, flag: str) -> None:
-    """UserError if bands of rarer types would be wider."""
-    if not 1 <= factor < math.inf:
-        raise UserError(f"--{flag} {factor}: must be at least 1")
-
-
 def reset_embedding(embedding: nn.Embedding) -> None:
     """Normal, of length 1 on average; the pad is zero."""
     nn.init.normal_(embedding.weight, 0.0, embedding.embedding_dim**-0.5)
@@ -290,8 +262,7 @@ def adaptive_options(cfg: Any, dictionary: Any) -> AdaptiveOptions:
     inputs = (inputs or softmax) if cfg.adaptive_input else []
     if cfg.adaptive_input and not inputs:
         raise UserError("--adaptive-input needs --adaptive-input-cutoff or --adaptive-softmax-cutoff")
-    check_factor(cfg.adaptive_softmax_factor, "adaptive-softmax-factor")
-    check_factor(cfg.adaptive_input_factor, "adaptive-input-factor")
+    check_least(cfg, 1, "adaptive_softmax_factor", "adaptive_input_factor")
     if cfg.tie_adaptive_proj and not cfg.tie_adaptive_weights:
         raise UserError("--tie-adaptive-proj needs --tie-adaptive-weights")
     if cfg.tie_adaptive_weights:

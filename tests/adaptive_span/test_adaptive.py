@@ -132,6 +132,6 @@ def test_wrong_flags_are_one_line(flags: dict[str, Any], message: str):
 
 
 def test_a_dictionary_without_specials_has_no_pad_to_be_beyond_of():
-    from fairseq_efficient.modules.adaptive_softmax import parse_cutoffs
+    from fairseq_efficient.flags import parse_cutoffs
 
     assert parse_cutoffs("x", "3,5", 9, pad=9) == [3, 5]

@@ -11,7 +11,8 @@ from fairseq.modules import AdaptiveInput, AdaptiveSoftmax
 from torch import Tensor
 
 from fairseq_efficient.errors import UserError
-from fairseq_efficient.modules.adaptive_softmax import CleanAdaptiveInput, ExactAdaptiveSoftmax, parse_cutoffs
+from fairseq_efficient.flags import parse_cutoffs
+from fairseq_efficient.modules.adaptive_softmax import CleanAdaptiveInput, ExactAdaptiveSoftmax
 from tests.par_search.helpers import ADAPTIVE, TIED, par_lm
 from tests.stream_models import task, tokens
 from tests.util import assert_close

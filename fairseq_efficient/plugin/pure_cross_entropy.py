@@ -12,12 +12,12 @@ from torch import Tensor
 class PureCrossEntropy(CrossEntropyCriterion):
     """fairseq's cross-entropy with a place for more. So the best checkpoint means the best cross-entropy."""
 
-    def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor, size: Any) -> tuple[Tensor, dict[str, Any]]:
+    def beside(self, model: Any, sample: Any, extra: Any, loss: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """What is trained, and what is logged beside ``loss``.
 
         Args:
             extra: what the model returned beside its output. loss: cross-entropy, summed over tokens, as what is added
-                must be. size: by what fairseq divides both, tokens or (``--sentence-avg``) sentences.
+                must be; fairseq divides both by tokens or (``--sentence-avg``) sentences.
 
         Returns:
             the loss that gets a gradient, and sums: names that begin with ``_`` are those of ``reduce_metrics``.
@@ -35,7 +35,7 @@ class PureCrossEntropy(CrossEntropyCriterion):
             "nsentences": sample["target"].size(0),
             "sample_size": size,
         }
-        trained, sums = self.beside(model, sample, net_output[1], loss, size)
+        trained, sums = self.beside(model, sample, net_output[1], loss)
         return trained if reduce else loss, size, {**logging, **sums}
 
     @staticmethod
