@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,20 @@ def test_imports_go_down_only(path: Path):
 def test_every_room_has_a_floor():
     rooms = {module_of(path).split(".")[1] for path in SOURCES if module_of(path).startswith("fairseq_efficient.")}
     assert rooms == {room for rooms in FLOORS for room in rooms}
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_maps_name_every_room(document: str):
+    """All that stands in fairseq_efficient, and the folders of scripts; ``name*.py`` stands for several."""
+    tree = (ROOT / document).read_text(encoding="utf-8").split("```")[1]
+    named = re.findall(r"[\w*]+(?:/|\.py)", tree[tree.index("\nfairseq_efficient/") :])
+    here = ROOT / "fairseq_efficient"
+    rooms = {path.name for path in here.glob("[!_]*.py")} | {
+        f"{path.parent.name}/" for path in here.glob("*/__init__.py")
+    }
+    rooms |= {f"{path.name}/" for path in (ROOT / "scripts").iterdir() if any(path.glob("*.py"))}
+    missing = [room for room in sorted(rooms) if not any(fnmatchcase(room, name) for name in named)]
+    assert not missing, f"{document} does not name {missing}"
 
 
 def test_ops_import_without_fairseq(tmp_path: Path):
