@@ -20,7 +20,11 @@ from fairseq_efficient.precision import cpu_bf16_autocast, wide
 
 @dataclass(frozen=True)
 class AdaptiveOptions:
-    """Adaptive input and softmax; empty cutoffs mean there is none. ``tie_weights`` without: of plain ends."""
+    """Adaptive input and softmax; empty cutoffs mean there is none. ``tie_weights`` without: of plain ends.
+
+    Raises:
+        UserError: ends to tie that are not of one form.
+    """
 
     cutoffs: tuple[int, ...] = ()
     factor: float = 4.0
@@ -29,6 +33,11 @@ class AdaptiveOptions:
     input_factor: float = 4.0
     tie_weights: bool = False
     tie_projections: bool = False
+
+    def __post_init__(self) -> None:
+        factors = {self.factor, self.input_factor} if self.cutoffs else {}
+        if self.tie_weights and (self.cutoffs != self.input_cutoffs or len(factors) > 1):
+            raise UserError("--tie-adaptive-weights needs adaptive softmax and input of the same cutoffs and factor")
 
 
 class CleanAdaptiveInput(AdaptiveInput):
@@ -265,10 +274,8 @@ def adaptive_options(cfg: Any, dictionary: Any) -> AdaptiveOptions:
     check_least(cfg, 1, "adaptive_softmax_factor", "adaptive_input_factor")
     if cfg.tie_adaptive_proj and not cfg.tie_adaptive_weights:
         raise UserError("--tie-adaptive-proj needs --tie-adaptive-weights")
-    if cfg.tie_adaptive_weights:
-        same = inputs == softmax and cfg.adaptive_input_factor == cfg.adaptive_softmax_factor
-        if not softmax or not inputs or not same:
-            raise UserError("--tie-adaptive-weights needs adaptive softmax and input of the same cutoffs and factor")
+    if cfg.tie_adaptive_weights and not softmax and not inputs:
+        raise UserError("--tie-adaptive-weights needs --adaptive-softmax-cutoff and --adaptive-input")
     return AdaptiveOptions(
         tuple(softmax),
         cfg.adaptive_softmax_factor,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fairseq_efficient.errors import UserError
 from fairseq_efficient.flags import parse_cutoffs
-from fairseq_efficient.modules.adaptive_softmax import CleanAdaptiveInput, ExactAdaptiveSoftmax
+from fairseq_efficient.modules.adaptive_softmax import AdaptiveOptions, CleanAdaptiveInput, ExactAdaptiveSoftmax
 from tests.par_search.helpers import ADAPTIVE, TIED, par_lm
 from tests.stream_models import task, tokens
 from tests.util import assert_close
@@ -190,6 +190,14 @@ def test_cutoffs_are_read():
     assert parse_cutoffs("x", None, 5000, 1) == [] == parse_cutoffs("x", " ", 5000, 1)
 
 
+def test_ends_of_another_form_are_never_tied():
+    """Nor by a decoder that reads no flags: the softmax asks a plain embedding for bands, which it has not."""
+    for options in ({"cutoffs": (9, 20)}, {"input_cutoffs": (9, 20)}, {"cutoffs": (9,), "input_cutoffs": (9, 20)}):
+        with pytest.raises(UserError, match="--tie-adaptive-weights needs adaptive softmax and input of the same"):
+            AdaptiveOptions(**options, tie_weights=True)
+    assert AdaptiveOptions(factor=2.0, tie_weights=True).tie_weights  # of plain ends
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -205,6 +213,8 @@ def test_cutoffs_are_read():
         ({"adaptive_input": True}, "--adaptive-input needs --adaptive-input-cutoff"),
         ({"adaptive_input_cutoff": "9"}, "--adaptive-input-cutoff needs --adaptive-input"),
         ({**ADAPTIVE, "tie_adaptive_weights": True}, "--tie-adaptive-weights needs adaptive softmax and input"),
+        ({"tie_adaptive_weights": True}, "--tie-adaptive-weights needs --adaptive-softmax-cutoff"),
+        ({**TIED, "adaptive_softmax_cutoff": None, "adaptive_input_cutoff": "9,20"}, "--tie-adaptive-weights needs"),
         ({**TIED, "adaptive_input_factor": 4.0}, "of the same cutoffs and factor"),
         ({**TIED, "adaptive_input_cutoff": "9,21"}, "of the same cutoffs and factor"),
         ({**TIED, "tie_adaptive_weights": False, "tie_adaptive_proj": True}, "--tie-adaptive-proj needs"),
