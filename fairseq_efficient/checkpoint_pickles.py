@@ -25,6 +25,7 @@ _LEGACY_PICKLES = 5  # of a file of torch < 1.6: magic number, version, system, 
 MOST_OPTIONS = 5_000  # that a configuration may hold
 _LARGE, _MOST_LARGE = 2**60, 1000  # whole numbers that may be made to collide as keys, and how many there may be
 _EXPANDED = 16 * 2**20  # bytes that a tensor may be larger than what is stored of it
+_DEEPEST = 60  # containers in containers
 
 
 def refused_name(path: str) -> str | None:
@@ -77,7 +78,7 @@ def expanded(state: Any) -> str | None:
     return None
 
 
-def leaves(value: Any, most: int = 1_000_000, deepest: int = 60, named: bool = False) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, most: int = 1_000_000, named: bool = False) -> Iterator[tuple[str, Any]]:
     """(key, value) of all that is no container in dicts, lists, tuples, sets and namespaces; the key is the last one on
     the way.
 
@@ -92,7 +93,7 @@ def leaves(value: Any, most: int = 1_000_000, deepest: int = 60, named: bool = F
     while stack:
         key, value, depth = stack.pop()
         most -= 1
-        if most < 0 or depth > deepest:
+        if most < 0 or depth > _DEEPEST:
             raise UserError("values that are nested without end")
         if isinstance(value, argparse.Namespace):
             value = vars(value)

@@ -103,9 +103,9 @@ class SquadDataset(FairseqDataset):
         init: int | None,
         separator: int | None,
         training: bool,
-        order: Sequence[int] | None = None,
     ) -> None:
-        self.data, self.training, self.order = data, training, order
+        self.data, self.training = data, training
+        self.order: Sequence[int] | None = None
         self.pad, self.eos = dictionary.pad(), dictionary.eos()
         self.before = [] if init is None else [init]
         self.between = [self.eos] if separator is None else [self.eos, separator]

@@ -82,7 +82,8 @@ class WindowDataset(FairseqDataset):
     Args:
         windows: (N, 2), or None for blocks of ``length``.
         roll: cut at an offset that changes with the epoch (a hash of ``seed`` and epoch), so that windows differ.
-        sides: another stream, aligned token by token; its values come along with the *source* tokens.
+        sides: another stream, aligned token by token; its values come along with the *source* tokens, 1 with an EOS
+            before the stream.
     """
 
     def __init__(
@@ -98,11 +99,10 @@ class WindowDataset(FairseqDataset):
         roll: bool = False,
         seed: int = 1,
         sides: TokenStream | None = None,
-        sides_at_eos: int = 1,
     ):
         if sides is not None and len(sides) != len(stream):
             raise UserError(f"boundaries have {len(sides):,} values for {len(stream):,} tokens: not of this data")
-        self.stream, self.sides, self.sides_at_eos = stream, sides, sides_at_eos
+        self.stream, self.sides = stream, sides
         self.pad, self.eos, self.length, self.context = pad, eos, length, context
         self.shuffle, self.roll, self.seed = shuffle, roll and windows is None, seed
         self._given, self.epoch = windows, 1
@@ -150,7 +150,7 @@ class WindowDataset(FairseqDataset):
             "start": start - early,
         }
         if self.sides is not None:
-            item["sides"] = self._before(self.sides, early, end, self.sides_at_eos)
+            item["sides"] = self._before(self.sides, early, end, 1)
         return item
 
     def collater(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

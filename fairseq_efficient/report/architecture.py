@@ -21,6 +21,7 @@ from fairseq_efficient.report.train_log import INNER, TrainLog
 KINDS = {"a": "attention", "f": "feed-forward", "i": "identity"}
 _NAME = re.compile(r"block/(\d+)/([afi])$")
 _MAP = "viridis"
+_SECONDS = 12.0  # of a moving picture, without the time that its last frame stays
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def write_png(path: Path, found: Probabilities) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def gif(found: Probabilities, seconds: float = 12.0) -> bytes:
+def gif(found: Probabilities) -> bytes:
     """A moving picture with as many frames as steps were logged: kinds against blocks, and the likeliest of each."""
     pictures = frames(found)
     blocks = pictures.shape[2]
@@ -120,7 +121,7 @@ def gif(found: Probabilities, seconds: float = 12.0) -> bytes:
         agg.draw()
         pixels = np.asarray(agg.buffer_rgba())[..., :3]
         drawn.append(Image.fromarray(pixels.copy()).quantize(64, dither=Image.Dither.NONE))
-    each = [max(20, round(1000 * seconds / len(drawn)))] * len(drawn)
+    each = [max(20, round(1000 * _SECONDS / len(drawn)))] * len(drawn)
     each[-1] += 2000
     buffer = io.BytesIO()
     drawn[0].save(buffer, format="GIF", save_all=True, append_images=drawn[1:], duration=each, loop=0)

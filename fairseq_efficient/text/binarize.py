@@ -20,6 +20,7 @@ Out = TypeVar("Out")
 _MAGIC = b"MMIDIDX\x00\x00"
 _CODES = {np.dtype(np.uint8): 1, np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
 _LONGEST = np.iinfo(np.int32).max  # fairseq's index holds sizes as int32
+_AHEAD = 16  # items of a pool in flight
 
 
 def token_dtype(types: int) -> np.dtype:
@@ -74,10 +75,8 @@ class TokenWriter:
             index.write(sizes.tobytes() + pointers.tobytes())
 
 
-def bounded_map(
-    pool: Executor | None, work: Callable[[In], Out], items: Iterable[In], ahead: int = 16
-) -> Iterator[Out]:
-    """``map`` over a pool, in order, never more than ``ahead`` items in flight; without a pool, plain ``map``.
+def bounded_map(pool: Executor | None, work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+    """``map`` over a pool, in order, never more than 16 items in flight; without a pool, plain ``map``.
 
     Raises:
         ChildProcessError: a process of the pool was killed.
@@ -89,7 +88,7 @@ def bounded_map(
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) >= ahead:
+            if len(waiting) >= _AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
