@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import efficient_systems  # noqa: F401  (registers)
 from fairseq_efficient.checkpoints import atomic_save, read_checkpoint
-from fairseq_efficient.comma_lists import chosen
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import chosen
 from fairseq_efficient.tensor_files import tensor_file
 from fairseq_efficient.text.prepared import staging
 from tests.made_data import make_pair_data, make_sentence_data, make_stream_data

@@ -21,9 +21,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "experiments")]
 
 from experiment_parts.stages import StageFailed, fairseq, read_training_log, run, show_training
 
-from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.files import write_json, write_text
+from fairseq_efficient.flags import numbers
 
 EPILOG = """
 What follows -- are the arguments of fairseq-train; --seed, --save-dir, --log-file, --log-format json and the plugin are

@@ -28,10 +28,9 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_efficient.bench.machine import provenance, this_command
-from fairseq_efficient.comma_lists import chosen
 from fairseq_efficient.errors import UserError, run_main
 from fairseq_efficient.files import check_output, write_json
-from fairseq_efficient.flags import check_least
+from fairseq_efficient.flags import check_least, chosen
 from tests.made_data import make_pair_data, make_sentence_data, make_stream_data
 from tests.reliability.systems import MAIN_SYSTEMS
 from tests.util import System, train_args

@@ -42,7 +42,7 @@ def tables() -> str:
     """Of each system speed, then quality; what was not measured is left out."""
     pairs = zip(benches.BENCHES, quality.tables(), strict=True)
     parts = [part for bench, table in pairs for part in (benches.speed(bench), table)]
-    return "\n".join(part for part in parts if part)
+    return "\n".join(part for part in [*parts, benches.speed(benches.PEERS)] if part)
 
 
 def update(name: str, parts: Mapping[str, str], check: bool) -> int:

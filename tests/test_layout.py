@@ -46,7 +46,7 @@ def within(name: str, *packages: str) -> bool:
 FLOORS = (  # of fairseq_efficient, from the ground up: a room imports rooms of the floors below, never of its own
     ("errors", "precision", "schedules", "systems"),
     ("beam", "losses", "ops", "rates", "recording", "stream_memory"),
-    ("comma_lists", "files", "flags", "originals"),
+    ("files", "flags", "originals"),
     ("bench", "checkpoint_pickles", "data", "state", "text"),
     ("checkpoint_sizes", "huggingface", "modules", "tensor_files"),
     ("checkpoint_rules", "checkpoints", "huggingface_names"),

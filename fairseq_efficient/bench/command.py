@@ -15,9 +15,8 @@ from fairseq_efficient.bench.parity import Check, agree
 from fairseq_efficient.bench.picture import draw
 from fairseq_efficient.bench.rows import HEADER, summary, table_line, write_rows
 from fairseq_efficient.bench.session import Session
-from fairseq_efficient.comma_lists import chosen
 from fairseq_efficient.files import check_output
-from fairseq_efficient.flags import check_least
+from fairseq_efficient.flags import check_least, chosen
 
 DTYPE = "of all models (default: fp32, on CUDA bf16); on the CPU bf16 is --cpu-bf16"
 MEASURED = """

@@ -18,8 +18,8 @@ from bench_parts.adaptive_span.parity import parity
 from bench_parts.adaptive_span.rows import ROWS, Bench
 
 from fairseq_efficient.bench import command
-from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import run_main
+from fairseq_efficient.flags import numbers
 
 EPILOG = """
 12 layers, d=512, ffn 2048, 8 heads, blocks of 512 tokens with full caches, ramp 32, no dropout, fp32. S is the longest

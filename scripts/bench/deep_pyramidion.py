@@ -17,8 +17,8 @@ from bench_parts.deep_pyramidion.models import Setup, parity
 from bench_parts.deep_pyramidion.rows import ROWS, Bench
 
 from fairseq_efficient.bench import command
-from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import run_main
+from fairseq_efficient.flags import numbers
 
 EPILOG = """
 d=512, 6+6 layers, ffn 2048, 8 heads, chunks of 512, halving to 512, 8,000 types, batch 1, no attention dropout.

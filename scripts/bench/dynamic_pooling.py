@@ -18,9 +18,8 @@ from bench_parts.dynamic_pooling.parity import parity
 from bench_parts.dynamic_pooling.rows import ENCODINGS, ROWS, Bench
 
 from fairseq_efficient.bench import command
-from fairseq_efficient.comma_lists import chosen, numbers
 from fairseq_efficient.errors import run_main
-from fairseq_efficient.flags import check_shares
+from fairseq_efficient.flags import check_shares, chosen, numbers
 
 EPILOG = """
 d=512, ffn 2048, 8 heads, 32 types, no dropout, fp32, batch 1 unless a row says otherwise. vanilla: 12 layers; sf4: 2

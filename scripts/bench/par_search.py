@@ -18,9 +18,8 @@ from bench_parts.par_search.parity import parity
 from bench_parts.par_search.rows import ROWS, Bench
 
 from fairseq_efficient.bench import command
-from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.flags import check_least
+from fairseq_efficient.flags import check_least, numbers
 
 EPILOG = """
 The base model for WikiText-103: 32 blocks, d=512, ffn 2048, 8 heads, 267,744 types by tied adaptive embeddings (12,000

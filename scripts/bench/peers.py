@@ -17,8 +17,8 @@ from bench_parts.peers.models import Setup, parity
 from bench_parts.peers.rows import ROWS, Bench
 
 from fairseq_efficient.bench import command
-from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import run_main
+from fairseq_efficient.flags import numbers
 
 EPILOG = """
 Needs transformers: pip install 'fairseq-efficient[peers]'. roberta has the weights of ours (6 layers of width 384, 12

@@ -15,9 +15,8 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
 from fairseq_efficient.bench.rows import HEADER, read_rows, summary, table_line, table_row
-from fairseq_efficient.comma_lists import chosen
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.flags import check_least
+from fairseq_efficient.flags import check_least, chosen
 from fairseq_efficient.report import benches
 from fairseq_efficient.report.page import write
 

@@ -18,8 +18,8 @@ from bench_parts.skimming.parity import parity
 from bench_parts.skimming.rows import MODELS, ROWS, Bench
 
 from fairseq_efficient.bench import command
-from fairseq_efficient.comma_lists import chosen, numbers
 from fairseq_efficient.errors import UserError, run_main
+from fairseq_efficient.flags import chosen, numbers
 
 EPILOG = """
 6x384: 6 layers of width 384 (MiniLM), 12x768: 12 of 768 (BERT base); 12 heads. A batch has 4,096 / size sentences of

@@ -25,9 +25,8 @@ from experiment_parts.language_models.plan import add_data, check_places, prepar
 from experiment_parts.runs import train
 from experiment_parts.stages import say
 
-from fairseq_efficient.comma_lists import chosen, numbers
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.flags import check_least, check_shares
+from fairseq_efficient.flags import check_least, check_shares, chosen, numbers
 
 EPILOG = f"""
 Models: fixedS for each S of --spans; adaptive-P for each P of --penalties, up to the longest of --spans; and

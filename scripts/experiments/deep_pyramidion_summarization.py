@@ -25,9 +25,8 @@ from experiment_parts.flags import (
 from experiment_parts.runs import train
 from experiment_parts.stages import say
 
-from fairseq_efficient.comma_lists import chosen
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.flags import check_least
+from fairseq_efficient.flags import check_least, chosen
 
 EPILOG = """
 Stages: prepare (once); train, validate, decode and score each model. A stage that is done is skipped, training goes on

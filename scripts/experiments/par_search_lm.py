@@ -26,9 +26,8 @@ from experiment_parts.par_search.stages import cutoffs, evaluate, measure, searc
 from experiment_parts.runs import train
 from experiment_parts.stages import say
 
-from fairseq_efficient.comma_lists import chosen, numbers
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.flags import check_least, check_shares
+from fairseq_efficient.flags import check_least, check_shares, chosen, numbers
 
 EPILOG = """
 Stages: prepare, cutoffs of the adaptive softmax (once); for each seed search a layout, train each model, run

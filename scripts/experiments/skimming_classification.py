@@ -24,9 +24,8 @@ from experiment_parts.skimming.plan import CORPORA, Data, Model, Plan, Variant, 
 from experiment_parts.skimming.stages import converted, prepare, time_variants, train, validate
 from experiment_parts.stages import say
 
-from fairseq_efficient.comma_lists import numbers
 from fairseq_efficient.errors import UserError, run_main
-from fairseq_efficient.flags import check_least, check_shares
+from fairseq_efficient.flags import check_least, check_shares, numbers
 
 EPILOG = f"""
 --data is one of {", ".join(CORPORA)}:

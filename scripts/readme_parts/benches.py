@@ -131,6 +131,10 @@ SPANS = Bench(
     {
         "attention/8192/span2pct/vs_full": ("attention alone, all spans 2 % of 8,192, training", _FULL),
         "attention/8192/mixed/vs_longest": ("attention alone, one head of eight long, training", _LONGEST),
+        "attention/8192/span2pct/vs_sdpa": (
+            "attention alone, all spans 2 %, training",
+            "torch's fused attention with a mask",
+        ),
         "attention/8192/full/vs_sdpa": ("attention alone, full span, training", "torch's fused attention with a mask"),
         "train_step/8192/span2pct/vs_full": ("training step, all spans 2 %", _FULL),
         "train_step/8192/mixed/vs_longest": ("training step, one head of eight long", _LONGEST),
@@ -143,6 +147,42 @@ SPANS = Bench(
     ),
 )
 BENCHES = (PYRAMIDION, HOURGLASS, SKIMMING, PAR, SPANS)
+_HF_ROBERTA, _LED, _GPT2 = "`RobertaForSequenceClassification`", "`LEDForConditionalGeneration`", "`GPT2LMHeadModel`"
+PEERS = Bench(
+    "bench_peers.json",
+    "Peers",
+    "models of `transformers` of the same depth and widths, by SDPA where it has it",
+    {
+        **{
+            f"packed_forward/{size}/{kind}/vs_roberta": (f"6x384, {batch} x {size} tokens, {share}", _HF_ROBERTA)
+            for size, batch in ((128, 32), (512, 8))
+            for kind, share in (
+                ("packed", "nothing skipped, same weights"),
+                ("keep0.5", "50 % kept"),
+                ("keep0.3", "30 % kept"),
+            )
+        },
+        **{
+            f"{row}/{size}/pyramidion/vs_led": (f"{work}, {size:,} tokens", _LED)
+            for row, work in (("encoder_forward", "encoder"), ("train_step", "training step"))
+            for size in (4096, 8192)
+        },
+        "generate/8192/pyramidion/vs_led": ("summary of 64 tokens, beam 4, from 8,192", _LED),
+        "train_step/2048/vanilla-rotary/vs_gpt2": ("training step, 2,048 characters, 12 layers, rotary", _GPT2),
+        "train_step/2048/sf4-rotary/vs_gpt2": ("training step, 2,048 characters, segments of 4, rotary", _GPT2),
+        "decode/1024/vanilla-rotary/vs_gpt2": ("1,024 characters one by one, 12 layers, rotary", _GPT2),
+        "decode/1024/sf4-rotary/vs_gpt2": ("1,024 characters one by one, segments of 4, rotary", _GPT2),
+    },
+    (
+        "packed_forward/512/packed/vs_roberta",
+        "packed_forward/512/keep0.3/vs_roberta",
+        "train_step/8192/pyramidion/vs_led",
+        "generate/8192/pyramidion/vs_led",
+        "train_step/2048/sf4-rotary/vs_gpt2",
+        "decode/1024/vanilla-rotary/vs_gpt2",
+        "decode/1024/sf4-rotary/vs_gpt2",
+    ),
+)
 
 
 def ratio(bench: Bench, name: str) -> float | None:
@@ -185,7 +225,7 @@ def speed(bench: Bench) -> str:
 def best() -> str:
     """The best rows of all benchmarks as one table."""
     lines, machines = [], {}
-    for bench in BENCHES:
+    for bench in (*BENCHES, PEERS):
         results = load(bench.file)
         if results is None:
             lines.append([bench.title, "being measured", *["-"] * 4])

@@ -145,7 +145,7 @@ def test_from_text_to_card(maker: Maker, system: str, capsys: pytest.CaptureFixt
     model = document["models"][system]
     assert dict(map(tuple, model["results"])).items() <= rows.items()
     assert model["bytes"] == sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    assert model["parameters"] > 1000 and model["seconds"] > 0 and model["made"]["command"]
+    assert model["parameters"] > 1000 and model["seconds"] >= 0 and model["made"]["command"]
     text = (maker.models / "README.md").read_text()
     assert f"| [{system}]({system}/README.md): {recipe.does} |" in text
     prepare = Path(recipe.prepare[0]).stem

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiment_parts.language_models.plan import ADAM, LanguageModelPlan, corpus_flags
 from experiment_parts.runs import SAVING, SeededRun
-from fairseq_efficient.comma_lists import numbers
+from fairseq_efficient.flags import numbers
 
 ALL_ATTENTION = "all-attention"
 OPTIMIZERS: dict[str, tuple[float, float]] = {"adam": (2e-3, 0.25), "adagrad": (0.07, 0.03)}  # learning rate, clip

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fairseq_efficient.comma_lists import chosen, numbers
 from fairseq_efficient.errors import UserError
+from fairseq_efficient.flags import chosen, numbers
 
 
 def test_lists_keep_their_order_and_no_copies() -> None:
