@@ -14,7 +14,7 @@ from typing import Any
 from fairseq_efficient.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("fairseq-efficient", "fairseq-fixed", "torch", "numpy")
+PACKAGES = ("fairseq-efficient", "fairseq-fixed", "torch", "numpy", "transformers")
 
 
 def provenance(argv: Sequence[str], threads: int, device: str = "cpu") -> dict[str, Any]:

@@ -154,7 +154,10 @@ PEERS = Bench(
     "models of `transformers` of the same depth and widths, by SDPA where it has it",
     {
         **{
-            f"packed_forward/{size}/{kind}/vs_roberta": (f"6x384, {batch} x {size} tokens, {share}", _HF_ROBERTA)
+            f"packed_forward/{size}/{kind}/vs_roberta": (
+                f"skimming, 6x384, {batch} x {size} tokens, {share}",
+                _HF_ROBERTA,
+            )
             for size, batch in ((128, 32), (512, 8))
             for kind, share in (
                 ("packed", "nothing skipped, same weights"),
@@ -163,15 +166,27 @@ PEERS = Bench(
             )
         },
         **{
-            f"{row}/{size}/pyramidion/vs_led": (f"{work}, {size:,} tokens", _LED)
+            f"{row}/{size}/pyramidion/vs_led": (f"Pyramidion, {work}, {size:,} tokens", _LED)
             for row, work in (("encoder_forward", "encoder"), ("train_step", "training step"))
             for size in (4096, 8192)
         },
-        "generate/8192/pyramidion/vs_led": ("summary of 64 tokens, beam 4, from 8,192", _LED),
-        "train_step/2048/vanilla-rotary/vs_gpt2": ("training step, 2,048 characters, 12 layers, rotary", _GPT2),
-        "train_step/2048/sf4-rotary/vs_gpt2": ("training step, 2,048 characters, segments of 4, rotary", _GPT2),
-        "decode/1024/vanilla-rotary/vs_gpt2": ("1,024 characters one by one, 12 layers, rotary", _GPT2),
-        "decode/1024/sf4-rotary/vs_gpt2": ("1,024 characters one by one, segments of 4, rotary", _GPT2),
+        "generate/8192/pyramidion/vs_led": ("Pyramidion, summary of 64 tokens, beam 4, from 8,192", _LED),
+        "train_step/2048/vanilla-rotary/vs_gpt2": (
+            "without pooling, training step, 2,048 characters, 12 layers, rotary",
+            _GPT2,
+        ),
+        "train_step/2048/sf4-rotary/vs_gpt2": (
+            "dynamic pooling, training step, 2,048 characters, segments of 4, rotary",
+            _GPT2,
+        ),
+        "decode/1024/vanilla-rotary/vs_gpt2": (
+            "without pooling, 1,024 characters one by one, 12 layers, rotary",
+            _GPT2,
+        ),
+        "decode/1024/sf4-rotary/vs_gpt2": (
+            "dynamic pooling, 1,024 characters one by one, segments of 4, rotary",
+            _GPT2,
+        ),
     },
     (
         "packed_forward/512/packed/vs_roberta",

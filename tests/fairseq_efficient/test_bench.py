@@ -131,7 +131,7 @@ def test_stopwatch_sums_wrapped_calls_and_starts_anew() -> None:
 
 
 def test_the_outputs_of_a_library_are_no_parts() -> None:
-    """transformers returns dicts of its own class; as parts their tensors went from process to process, and were lost."""
+    """transformers returns dicts of its own class; as parts their tensors were sent between processes, and lost."""
     assert time_call(lambda: OrderedDict(last_hidden_state=torch.ones(2)), CPU).parts == {}
 
 
