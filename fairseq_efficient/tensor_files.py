@@ -53,7 +53,7 @@ def settings(config: Any) -> dict[str, Any]:
         if not isinstance(section, dict):
             found[name] = section if isinstance(section, str) else {}
             continue
-        kept = keep_private(section)
+        kept = without_private(section)
         lost = len(kept) < len(section) and section.get("_name") not in TOKENIZERS
         if not (lost and name in ("bpe", "tokenizer")):  # they are of no use without their files
             found[name] = kept
@@ -64,13 +64,13 @@ def settings(config: Any) -> dict[str, Any]:
     return plain
 
 
-def keep_private(section: dict[str, Any]) -> dict[str, Any]:
+def without_private(section: dict[str, Any]) -> dict[str, Any]:
     """Options without those that are places of a machine, by their names or because they hold an absolute path, and
     without its precision; fairseq takes its default instead."""
     found = {}
     for name, value in section.items():
         if isinstance(value, dict):
-            found[name] = keep_private(value)
+            found[name] = without_private(value)
         elif name not in PATHS | PRECISION and (name in SYMBOLS or not _tells_a_place(value)):
             found[name] = value
     return found

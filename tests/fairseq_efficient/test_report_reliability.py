@@ -26,7 +26,8 @@ def test_figures_are_rows():
 
 class Report:
     def __init__(self, *figures: list, when: str = "call", outcome: str = "passed"):
-        self.when, self.outcome, self.failed = when, outcome, outcome == "failed"
+        self.when, self.outcome = when, outcome
+        self.failed, self.skipped = outcome == "failed", outcome == "skipped"
         self.user_properties = [("figure", figure) for figure in figures]
 
 
@@ -39,13 +40,14 @@ def test_figures_of_all_workers_are_brought_together(tmp_path: Path):
         Report(["R10", "cases", 2, "sum"]),
         Report(when="setup"),
         Report(outcome="skipped"),
+        Report(when="setup", outcome="skipped"),
     ):
         collected.pytest_runtest_logreport(report)  # type: ignore[arg-type]
     collected.pytest_sessionfinish()
     found = json.loads(path.read_text())
     assert list(found["figures"]) == ["R4", "R9", "R10"]
     assert found["figures"]["R4"] == {"kills": 2, "lost": 1} and found["figures"]["R9"] == {"least": 3}
-    assert found["tests"] == {"passed": 3, "skipped": 1} and "R4" in section(found)
+    assert found["tests"] == {"passed": 3, "skipped": 2} and "R4" in section(found)
 
 
 def test_nothing_is_written_of_a_run_that_failed(tmp_path: Path):

@@ -45,9 +45,10 @@ class Figures:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.failed += report.failed
+        if report.when == "call" or report.skipped:  # what a mark skips has no call
+            self.tests[report.outcome] = self.tests.get(report.outcome, 0) + 1
         if report.when != "call":
             return
-        self.tests[report.outcome] = self.tests.get(report.outcome, 0) + 1
         for key, value in report.user_properties:
             if key == PROPERTY:
                 self._add(*value)  # type: ignore[misc]
