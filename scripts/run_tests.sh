@@ -14,7 +14,7 @@ for arg in "$@"; do
       sed -n '2,3s/^# //p' "$0"
       exit 0
       ;;
-    --full) marks=(--hypothesis-profile full --figures docs/results/reliability.json) ;;
+    --full) marks=(--hypothesis-profile=full --figures=docs/results/reliability.json) ;;
     *) args+=("$arg") ;;
   esac
 done
