@@ -41,25 +41,29 @@ ENDLESS = ("--max-update", str(10**9), "--save-interval-updates", "20", "--keep-
 START = 120.0  # seconds a process may take until it works
 ALLOWANCE = 8.0  # MB that the allocator may take or give back in any time
 FILES = 2  # that may be open for a moment
+SHARED = 50  # files of the batches that wait between a worker and the training, one for each tensor: as many as fit
 
 
 @dataclasses.dataclass
 class Watched:
-    """One process: seconds since the first sample, resident MB, open files; how many processes it has started that
-    still are there, and the MB of the largest of them."""
+    """One process: seconds since the first sample, resident MB, open files, files in shared memory; how many processes
+    it has started that still are there, and the MB of the largest of them."""
 
     system: str
     what: str
     seconds: list[float] = dataclasses.field(default_factory=list)
     megabytes: list[float] = dataclasses.field(default_factory=list)
     files: list[int] = dataclasses.field(default_factory=list)
+    shared: list[int] = dataclasses.field(default_factory=list)
     workers: list[int] = dataclasses.field(default_factory=list)
     worker_megabytes: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, process: psutil.Process) -> None:
         self.seconds.append(time.monotonic() - (self._start if self.seconds else self._begin()))
         self.megabytes.append(process.memory_info().rss / 2**20)
-        self.files.append(process.num_fds())
+        shared = shared_files(process)
+        self.files.append(process.num_fds() - shared)
+        self.shared.append(shared)
         sizes = [0.0]
         for child in process.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
@@ -100,6 +104,7 @@ class Watched:
             "growth_mb": round(slope * minutes * 2 / 3, 2),
             "mb_per_minute": round(slope, 3),
             "files_growth": self.stayed(self.files),
+            "shared_growth": self.stayed(self.shared),
             "workers": max(self.workers),
             "workers_growth": self.stayed(self.workers),
             "worker_growth_mb": round(self.worker_growth(), 2),
@@ -111,7 +116,17 @@ def grew(found: dict[str, Any], limit: float) -> bool:
     workers or their memory."""
     more = found["mb_per_minute"] > limit and found["growth_mb"] > ALLOWANCE
     workers = found["workers_growth"] > 0 or found["worker_growth_mb"] > ALLOWANCE
-    return bool(more or workers or found["files_growth"] > FILES)
+    return bool(more or workers or found["files_growth"] > FILES or found["shared_growth"] > SHARED)
+
+
+def shared_files(process: psutil.Process) -> int:
+    """Of its open files, those in shared memory (Linux; elsewhere none is told apart)."""
+    found = 0
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{process.pid}/fd"):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                found += os.readlink(entry.path).startswith("/dev/shm/")
+    return found
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.reliability.figures import Record
@@ -18,9 +20,11 @@ import soak  # noqa: E402
 sys.path.remove(str(ROOT / "scripts"))
 
 
-def watched(megabytes: list[float], files: list[int], workers: Sequence[float] = ()) -> dict[str, Any]:
+def watched(
+    megabytes: list[float], files: list[int], workers: Sequence[float] = (), shared: Sequence[int] = ()
+) -> dict[str, Any]:
     found = soak.Watched("a", "training")
-    found.megabytes, found.files = megabytes, files
+    found.megabytes, found.files, found.shared = megabytes, files, list(shared) or [0] * len(files)
     found.worker_megabytes = list(workers) or [0.0] * len(files)
     found.workers = [int(size > 0) for size in found.worker_megabytes]
     found.seconds = [60.0 * number for number in range(len(files))]
@@ -37,8 +41,19 @@ def test_growth_is_found():
     assert not soak.grew(watched(flat, [9] * 30, [0.0, 90.0] * 15), 1.0)  # workers come and go
     assert soak.grew(watched(flat, [9] * 30, [*[0.0, 90.0] * 10, *[90.0] * 10]), 1.0)  # one stays
     assert soak.grew(watched(flat, [9] * 30, [*[0.0, 90.0] * 10, *[0.0, 99.0] * 5]), 1.0)  # they become larger
+    assert not soak.grew(watched(flat, [9] * 30, shared=[*[0] * 20, *[25] * 10]), 1.0)  # batches wait
+    assert soak.grew(watched(flat, [9] * 30, shared=[10 * n for n in range(30)]), 1.0)  # and are never freed
     warm = [10.0 * n for n in range(10)] + [100.0] * 20  # a warm-up is no growth, nor is one high step
     assert not soak.grew(watched([*warm[:-1], 500.0], [9] * 30), 1.0)
+
+
+def test_batches_on_their_way_are_no_open_files(tmp_path: Path):
+    """What a worker hands over lies in shared memory, a file for each tensor."""
+    me, found = psutil.Process(), soak.Watched("a", "training")
+    found.add(me)
+    with tempfile.TemporaryFile(dir="/dev/shm"), tempfile.TemporaryFile(dir=tmp_path):
+        found.add(me)
+    assert found.files[1] - found.files[0] == 1 and found.shared[1] - found.shared[0] == 1
 
 
 def test_mistakes_are_one_line(tmp_path: Path):
