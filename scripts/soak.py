@@ -82,10 +82,12 @@ class Watched:
         points = list(zip(self.seconds[third:], self.megabytes[third:], strict=True))
         return 60 * statistics.median((y - b) / (x - a) for (a, b), (x, y) in itertools.combinations(points, 2))
 
-    def stayed(self, counts: list[int]) -> int:
-        """Of what is there at all times, how much more in the last third than in the second."""
+    def stayed(self, counts: list[int]) -> float:
+        """How much more there is in the last third than in the second: the least by which minimum, median and maximum
+        grew. What comes and goes moves one of them now and then, what is never given back all three."""
         third = len(counts) // 3
-        return min(counts[2 * third :]) - min(counts[third : 2 * third])
+        before, after = counts[third : 2 * third], counts[2 * third :]
+        return min(measure(after) - measure(before) for measure in (min, statistics.median, max))
 
     def worker_growth(self) -> float:
         """MB, of the largest in the last third over the largest in the second; 0 where one has none."""

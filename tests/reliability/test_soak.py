@@ -3,7 +3,6 @@
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,12 @@ import soak  # noqa: E402
 sys.path.remove(str(ROOT / "scripts"))
 
 
-def watched(
-    megabytes: list[float], files: list[int], workers: Sequence[float] = (), shared: Sequence[int] = ()
-) -> dict[str, Any]:
-    found = soak.Watched("a", "training")
-    found.megabytes, found.files, found.shared = megabytes, files, list(shared) or [0] * len(files)
-    found.worker_megabytes = list(workers) or [0.0] * len(files)
-    found.workers = [int(size > 0) for size in found.worker_megabytes]
+def watched(megabytes: list[float], files: list[int], **more: list[Any]) -> dict[str, Any]:
+    found, none = soak.Watched("a", "training"), [0] * len(files)
+    found.megabytes, found.files = megabytes, files
     found.seconds = [60.0 * number for number in range(len(files))]
+    for name in ("shared", "workers", "worker_megabytes"):
+        setattr(found, name, more.get(name, none))
     return dict(found.summary())
 
 
@@ -38,9 +35,12 @@ def test_growth_is_found():
     assert soak.grew(watched(leak, [9] * 30), 1.0) and not soak.grew(watched(leak, [9] * 30), 3.0)
     assert soak.grew(watched(flat, [*[9] * 20, *[12] * 10]), 1.0)
     assert not soak.grew(watched(flat, [*[9] * 20, *[9, 12] * 5]), 1.0)  # open for a moment
-    assert not soak.grew(watched(flat, [9] * 30, [0.0, 90.0] * 15), 1.0)  # workers come and go
-    assert soak.grew(watched(flat, [9] * 30, [*[0.0, 90.0] * 10, *[90.0] * 10]), 1.0)  # one stays
-    assert soak.grew(watched(flat, [9] * 30, [*[0.0, 90.0] * 10, *[0.0, 99.0] * 5]), 1.0)  # they become larger
+    assert not soak.grew(watched(flat, [*[23] * 15, 17, *[23] * 14]), 1.0)  # closed for a moment
+    assert not soak.grew(watched(flat, [9] * 30, workers=[0, 1] * 15), 1.0)  # they come and go
+    assert not soak.grew(watched(flat, [9] * 30, workers=[*[1] * 15, 0, *[1] * 14]), 1.0)
+    assert soak.grew(watched(flat, [9] * 30, workers=[*[0, 1] * 10, *[1, 2] * 5]), 1.0)  # one stays
+    sizes = [*[0.0, 90.0] * 10, *[0.0, 99.0] * 5]  # they become larger
+    assert soak.grew(watched(flat, [9] * 30, worker_megabytes=sizes), 1.0)
     assert not soak.grew(watched(flat, [9] * 30, shared=[*[0] * 20, *[25] * 10]), 1.0)  # batches wait
     assert soak.grew(watched(flat, [9] * 30, shared=[10 * n for n in range(30)]), 1.0)  # and are never freed
     warm = [10.0 * n for n in range(10)] + [100.0] * 20  # a warm-up is no growth, nor is one high step
