@@ -61,9 +61,9 @@ class Watched:
     def add(self, process: psutil.Process) -> None:
         self.seconds.append(time.monotonic() - (self._start if self.seconds else self._begin()))
         self.megabytes.append(process.memory_info().rss / 2**20)
-        shared = shared_files(process)
-        self.files.append(process.num_fds() - shared)
-        self.shared.append(shared)
+        shared = [name.startswith("/dev/shm/") for name in open_files(process)]
+        self.files.append(shared.count(False))
+        self.shared.append(shared.count(True))
         sizes = [0.0]
         for child in process.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
@@ -114,21 +114,22 @@ class Watched:
 
 
 def grew(found: dict[str, Any], limit: float) -> bool:
-    """Whether memory grew by more than ``limit`` MB a minute and more than the allocator may, or open files, or
-    workers or their memory."""
+    """Whether memory grew by more than ``limit`` MB a minute and more than the allocator may, or open files, those
+    in shared memory, or workers or their memory."""
     more = found["mb_per_minute"] > limit and found["growth_mb"] > ALLOWANCE
     workers = found["workers_growth"] > 0 or found["worker_growth_mb"] > ALLOWANCE
     return bool(more or workers or found["files_growth"] > FILES or found["shared_growth"] > SHARED)
 
 
-def shared_files(process: psutil.Process) -> int:
-    """Of its open files, those in shared memory (Linux; elsewhere none is told apart)."""
-    found = 0
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(f"/proc/{process.pid}/fd"):
-            with contextlib.suppress(OSError):  # closed meanwhile
-                found += os.readlink(entry.path).startswith("/dev/shm/")
-    return found
+def open_files(process: psutil.Process) -> Iterator[str]:
+    """What each of its file descriptors is open on; elsewhere than on Linux, an empty name for each."""
+    folder = Path(f"/proc/{process.pid}/fd")
+    if not folder.exists():
+        yield from [""] * process.num_fds()
+        return
+    for entry in folder.iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            yield os.readlink(entry)
 
 
 @contextlib.contextmanager
@@ -159,7 +160,7 @@ def watch(system: System, what: str, process: psutil.Process, seconds: float) ->
     """About 200 samples."""
     found, end = Watched(system.arch, what), time.monotonic() + seconds
     while time.monotonic() < end or len(found.seconds) < 9:
-        with contextlib.suppress(psutil.NoSuchProcess):  # started() says that it ended
+        with contextlib.suppress(psutil.Error, OSError):  # started() says that it ended
             found.add(process)
         time.sleep(seconds / 200)
     return found
@@ -243,7 +244,7 @@ def describe(found: dict[str, Any], limit: float) -> str:
     return (
         f"{verdict}  {found['system']} {found['what']}: {found['minutes']} min, {found['megabytes']} MB, "
         f"{found['mb_per_minute']:+} MB a minute, open files {found['files_growth']:+}, "
-        f"data workers {found['workers_growth']:+}"
+        f"in shared memory {found['shared_growth']:+}, data workers {found['workers_growth']:+}"
     )
 
 

@@ -1,7 +1,6 @@
 """R7: files that somebody made to run code, to fill the memory or to write elsewhere are refused, at once."""
 
 import contextlib
-import gc
 import gzip
 import io
 import json
@@ -43,8 +42,6 @@ class Cost:
     def __enter__(self) -> "Cost":
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak (VmHWM) starts anew
-        gc.collect()
-        gc.freeze()  # looking at what other tests have left takes longer than the block
         self._start, self._peak = time.process_time(), resident_mb("VmHWM")
         return self
 
