@@ -167,6 +167,7 @@ def test_mistakes_of_measuring(tmp_path: Path, flags: list[str], message: str):
 # --- several seeds --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_several_seeds(stream_data: Path, tmp_path: Path):
     """Each with its own seed, folder and layout; again does nothing (bug 17: no seed flag)."""
     command = [str(tmp_path), "--seeds", "1,2", "--derive=--no-measure", "--", str(stream_data), *SEARCHING]
