@@ -69,8 +69,9 @@ def test_gpu_memory_is_what_was_never_free(tmp_path: Path) -> None:
 
 
 def test_stage_is_logged_measured_and_recorded_even_if_it_fails(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    code = (
-        "import sys; x = bytearray(80 << 20); print('one'); print('two', file=sys.stderr); sys.exit(int(sys.argv[1]))"
+    code = (  # 'one' is flushed, or an interpreter that buffers it would print it last
+        "import sys; x = bytearray(80 << 20); print('one', flush=True); print('two', file=sys.stderr); "
+        "sys.exit(int(sys.argv[1]))"
     )
     record, saved, log = Record({"a": 1}), tmp_path / "stage.json", tmp_path / "log"
     more = {"record": record, "record_file": saved}
