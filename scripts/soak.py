@@ -36,6 +36,7 @@ from tests.reliability.systems import MAIN_SYSTEMS
 from tests.util import System, train_args
 
 MAKE: dict[str, Callable[[Path], Any]] = {"pairs": make_pair_data, "sentences": make_sentence_data}
+NAMES = [system.user_dir for system in MAIN_SYSTEMS]
 ENDLESS = ("--max-update", str(10**9), "--save-interval-updates", "20", "--keep-interval-updates", "2",
            "--no-epoch-checkpoints", "--log-interval", "20")  # fmt: skip
 START = 120.0  # seconds a process may take until it works
@@ -209,22 +210,25 @@ def read_for_ever(path: str, data: str, system: str) -> None:
             print(f"read {times} times", flush=True)
 
 
-def main() -> int:
+def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0, help="of all systems together (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=1.0, metavar="MB", help="a minute (default: %(default)s)")
-    names = [system.user_dir for system in MAIN_SYSTEMS]
-    parser.add_argument("--systems", default=",".join(names), metavar="NAME,NAME", help="default: all")
+    parser.add_argument("--systems", default=",".join(NAMES), metavar="NAME,NAME", help="default: all")
     parser.add_argument("--num-workers", type=int, default=1, help="that read data in training (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too")
     parser.add_argument("--read", nargs=3, metavar=("CKPT", "DATA", "SYSTEM"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = get_parser().parse_args()
     if args.read:
         read_for_ever(*args.read)
     if not args.minutes > 0:
         raise UserError(f"--minutes {args.minutes}: must be greater than 0")
     check_least(args, 0, "num_workers")
-    systems = chosen("--systems", args.systems, names)
+    systems = chosen("--systems", args.systems, NAMES)
     check_output(args.json, "--json")
     found = []
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:

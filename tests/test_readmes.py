@@ -11,7 +11,7 @@ import pytest
 
 from tests.bert_reference import write_bert
 from tests.squad_data import random_squad
-from tests.util import ROOT, run_cli
+from tests.util import ROOT, load_script, run_cli
 
 READMES = (
     "README.md", "deep_pyramidion/README.md", "dynamic_pooling/README.md", "skimming/README.md", "par_search/README.md",
@@ -189,6 +189,24 @@ def test_every_command_is_run_or_has_a_reason():
     for document in set(every) - {*READMES, *ELSEWHERE}:
         left = [command for command in every[document] if not command.startswith(tuple(NOT_RUN))]
         assert left == [], f"{document}: run these here, or say why not"
+
+
+def shown() -> list[str]:
+    """Commands in the midst of a text, of documents (those of results are of their time) and of scripts' heads."""
+    texts = [ROOT / path for path in documents() if not path.startswith(("docs/results", "pretrained"))]
+    found = [
+        re.findall(r"`python (scripts/[^`]+)`", path.read_text()) for path in [*texts, *ROOT.glob("scripts/**/*.py")]
+    ]
+    return sorted({" ".join(command.split()) for one in found for command in one})
+
+
+@pytest.mark.parametrize("command", shown())
+def test_commands_in_a_text_are_understood(command: str, monkeypatch: pytest.MonkeyPatch):
+    """With a word in capitals for what is to be filled in."""
+    path, *words = shlex.split(command.split(" < ")[0].split(" -- ")[0])
+    words = [{"SYSTEM": "deep_pyramidion"}.get(word, word) for word in words if word != "..."]
+    monkeypatch.syspath_prepend((ROOT / path).parent)
+    load_script(ROOT / path).get_parser().parse_args(words)
 
 
 def test_reasons_are_of_commands_that_exist():

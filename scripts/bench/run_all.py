@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run all benchmarks, one after the other: one table, one page. `python scripts/bench/run_all.py --out DIR --quick`"""
+"""Run all benchmarks, one after the other: one table, one page. `python scripts/bench/run_all.py --quick`"""
 
 import argparse
 import json
@@ -41,7 +41,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=FOLDER.parents[1] / "runs" / "bench",
+        metavar="DIR",
+        help="where everything goes (default: runs/bench)",
+    )
     parser.add_argument("--quick", action="store_true", help="the rows that matter most, at small sizes")
     parser.add_argument("--only", metavar="NAME,NAME", help=f"of {','.join(BENCHES)} (default: all)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")

@@ -14,7 +14,13 @@ every_system = pytest.mark.parametrize("system", ROWS)
 
 
 @every_system
-@pytest.mark.parametrize("start", ["checkpoint_1_3.pt", "checkpoint1.pt"], ids=["mid-epoch", "epoch-end"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param("checkpoint_1_3.pt", id="mid-epoch"),
+        pytest.param("checkpoint1.pt", id="epoch-end", marks=pytest.mark.full),
+    ],
+)
 def test_r1_resume_is_exact(
     system: System,
     start: str,

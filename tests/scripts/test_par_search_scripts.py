@@ -17,7 +17,7 @@ from fairseq_efficient.errors import UserError
 from fairseq_efficient.report import architecture
 from fairseq_efficient.report.train_log import parse, read_train_log
 from par_search.costs import Shape, read_table
-from tests.util import ROOT, error_line, run_cli, run_in_process
+from tests.util import ROOT, error_line, refused, run_cli, run_in_process
 
 DERIVE, MEASURE, SEARCH, REPORT = (
     str(ROOT / "scripts" / f"{name}.py") for name in ("derive_layout", "measure_latency", "search_layout", "report")
@@ -110,7 +110,7 @@ def test_measured_costs(searched: Path, tmp_path: Path):
     assert found["unit"] == "ms"
     expected = costs.rest + sum(costs.blocks["afi".index(kind)] for kind in found["layout"])
     assert found["cost"] == pytest.approx(expected)
-    line = error_line(run_cli(DERIVE, [checkpoint(searched), "--latency-table", table, "--tokens", "9"], expect=2))
+    line = refused(DERIVE, [checkpoint(searched), "--latency-table", table, "--tokens", "9"])
     assert "measured with tokens 8, but this is tokens 9 (say --tokens 8 if that is meant)" in line
 
 
@@ -144,7 +144,7 @@ def test_blocks_of_an_architecture(tmp_path: Path):
 )
 def test_mistakes_of_deriving(searched: Path, flags: list[str], message: str):
     flags = [checkpoint(searched) if flag == "CKPT" else flag for flag in flags]
-    assert message in error_line(run_cli(DERIVE, flags, expect=2))
+    assert message in refused(DERIVE, flags)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_mistakes_of_deriving(searched: Path, flags: list[str], message: str):
     ],
 )
 def test_mistakes_of_measuring(tmp_path: Path, flags: list[str], message: str):
-    assert message in error_line(run_cli(MEASURE, [str(tmp_path / "t.json"), *flags], expect=2))
+    assert message in refused(MEASURE, [str(tmp_path / "t.json"), *flags])
     assert not (tmp_path / "t.json").exists()
 
 
@@ -291,7 +291,7 @@ def test_mistakes_of_the_page(searched: Path, tmp_path: Path, args: list[str], m
     (tmp_path / "plain" / "train.log").write_text('{"num_updates": "2", "loss": "3.1"}\n')
     names = {"RUN": searched, "PLAIN": tmp_path / "plain", "EMPTY": tmp_path / "empty", "OUT.gif": tmp_path / "x.gif"}
     command = ["par_search", *(str(names.get(arg, arg)) for arg in args), "--out", str(tmp_path / "p.html")]
-    assert message in error_line(run_cli(REPORT, command, expect=2)) and not (tmp_path / "p.html").exists()
+    assert message in refused(REPORT, command) and not (tmp_path / "p.html").exists()
 
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path):

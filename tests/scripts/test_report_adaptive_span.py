@@ -9,7 +9,7 @@ import pytest
 
 from fairseq_efficient.report.span_log import read_spans
 from fairseq_efficient.report.train_log import read_train_log
-from tests.util import ROOT, error_line, run_cli, run_in_process
+from tests.util import ROOT, refused, run_cli, run_in_process
 
 REPORT = str(ROOT / "scripts" / "report.py")
 MODELS = {
@@ -91,7 +91,7 @@ def test_spans_of_a_checkpoint(runs: dict[str, Path], tmp_path: Path):
     found = json.loads(exported.read_text())["runs"][0]["spans"]
     assert found["updates"] == [4] and after is not None and found["last"] == after.last.tolist()
     args = ["adaptive_span", str(alone["fixed"]), "--out", str(tmp_path / "x.html")]
-    assert "nothing to report" in error_line(run_cli(REPORT, args, expect=2))
+    assert "nothing to report" in refused(REPORT, args)
     beside = runs["heads"] / "checkpoints" / "checkpoint_last.pt"
     _, html = report(tmp_path, beside)
     assert "Adaptive spans: heads" in html and "65 s" in html
@@ -115,9 +115,9 @@ def test_a_log_of_spans(runs: dict[str, Path]):
 )
 def test_mistakes_are_one_line(runs: dict[str, Path], tmp_path: Path, more: list[str], message: str):
     args = ["adaptive_span", str(runs["heads"]), "--out", str(tmp_path / "x.html"), *more]
-    assert message in error_line(run_cli(REPORT, args, expect=2))
+    assert message in refused(REPORT, args)
 
 
 def test_a_folder_without_anything(tmp_path: Path):
     args = ["adaptive_span", str(tmp_path), "--out", str(tmp_path / "x.html")]
-    assert "nothing to report" in error_line(run_cli(REPORT, args, expect=2))
+    assert "nothing to report" in refused(REPORT, args)

@@ -10,7 +10,7 @@ from skimming.drawing import Drawer
 from skimming.inspection import inspect, texts_of_split
 from tests.bert_reference import write_bert
 from tests.squad_data import prepared, random_squad
-from tests.util import ROOT, error_line, run_cli, run_in_process
+from tests.util import ROOT, refused, run_cli, run_in_process
 
 SCRIPTS = ROOT / "scripts"
 REPORT = str(SCRIPTS / "report.py")
@@ -151,5 +151,5 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path, args: list[str], me
     names = {"RUN": folder / "low", "SQUAD": folder / "squad", "PAIR": pair, "EMPTY": tmp_path / "empty"}
     out = tmp_path / "page.html"
     command = ["skimming", *(str(names.get(arg, arg)) for arg in args), "--out", str(out)]
-    assert message in error_line(run_cli(REPORT, command, expect=2))
+    assert message in refused(REPORT, command)
     assert not out.exists()

@@ -1,17 +1,13 @@
 """The backends of :func:`fairseq_efficient.ops.token_pack.fast.varlen_attention`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-
-try:
-    from torch.nn.attention.varlen import varlen_attn as _varlen_attn
-except ImportError:  # an older torch
-    _varlen_attn = None  # type: ignore[assignment]
 
 
 class Sentence(NamedTuple):
@@ -26,10 +22,21 @@ class BackendError(ValueError):
     """A backend that cannot run on this device, or on these tensors."""
 
 
+@cache
+def _varlen_attn() -> Callable[..., Any] | None:
+    """torch's kernel, None in an older torch. Imported when a GPU asks for it: with it comes torch's compiler, a second
+    of every start."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
 def varlen_runs(q: Tensor) -> bool:
     """Whether torch's flash kernel for ragged batches takes queries (N, H, D): Ampere or newer, half precision, D a
     multiple of 8 up to 256."""
-    if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16) or _varlen_attn is None:
+    if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16) or _varlen_attn() is None:
         return False
     return q.size(-1) % 8 == 0 and q.size(-1) <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0)
 
@@ -38,9 +45,10 @@ def ragged_kernel(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_keys: Tensor, max_len: int, max_keys: int
 ) -> Tensor:
     """torch's flash attention over ragged batches; BackendError where it does not run."""
-    if not varlen_runs(q):
+    kernel = _varlen_attn() if varlen_runs(q) else None
+    if kernel is None:
         raise BackendError("needs a GPU (Ampere or newer), half precision, and heads of 8, 16 ... 256 channels")
-    out = _varlen_attn(q, k, v, cu_seqlens, cu_keys, max_len, max_keys)
+    out = kernel(q, k, v, cu_seqlens, cu_keys, max_len, max_keys)
     assert isinstance(out, Tensor)
     return out
 
