@@ -193,11 +193,9 @@ def test_every_command_is_run_or_has_a_reason():
 
 def shown() -> list[str]:
     """Commands in the midst of a text, of documents (those of results are of their time) and of scripts' heads."""
-    texts = [ROOT / path for path in documents() if not path.startswith(("docs/results", "pretrained"))]
-    found = [
-        re.findall(r"`python (scripts/[^`]+)`", path.read_text()) for path in [*texts, *ROOT.glob("scripts/**/*.py")]
-    ]
-    return sorted({" ".join(command.split()) for one in found for command in one})
+    paths = [ROOT / path for path in documents() if not path.startswith(("docs/results", "pretrained"))]
+    texts = [path.read_text(encoding="utf-8") for path in [*paths, *(ROOT / "scripts").rglob("*.py")]]
+    return sorted({" ".join(one.split()) for text in texts for one in re.findall(r"`python (scripts/[^`]+)`", text)})
 
 
 @pytest.mark.parametrize("command", shown())

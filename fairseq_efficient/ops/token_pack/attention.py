@@ -36,9 +36,10 @@ def _varlen_attn() -> Callable[..., Any] | None:
 def varlen_runs(q: Tensor) -> bool:
     """Whether torch's flash kernel for ragged batches takes queries (N, H, D): Ampere or newer, half precision, D a
     multiple of 8 up to 256."""
-    if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16) or _varlen_attn() is None:
+    if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16):
         return False
-    return q.size(-1) % 8 == 0 and q.size(-1) <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    fits = q.size(-1) % 8 == 0 and q.size(-1) <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    return fits and _varlen_attn() is not None
 
 
 def ragged_kernel(
